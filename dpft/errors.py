@@ -1,0 +1,28 @@
+"""What can go wrong, and the exit code that says so.
+
+Every message is one sentence or two: what was expected, what was found, what to do next.
+"""
+
+from __future__ import annotations
+
+
+class DpftError(Exception):
+    """Root of the errors that dpft raises on purpose; the command line exits with ``exit_code``."""
+
+    exit_code = 1
+
+
+class InputError(DpftError):
+    """The user's input is wrong: a recipe, a data file, an argument. Nothing has been computed."""
+
+    exit_code = 2
+
+
+class PrivacyError(DpftError):
+    """The privacy promise can't be shown to hold, so nothing is released."""
+
+    exit_code = 3
+
+
+class TrainingError(DpftError):
+    """Training can't go on for a reason that does not touch the promise (non-finite weights, say)."""
