@@ -1,0 +1,56 @@
+"""A batch is any nesting of dicts, lists and tuples whose tensors have the examples first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from dpft.errors import InputError
+
+
+def tensors(batch: Any) -> Iterator[Tensor]:
+    """The tensors of a batch, depth first."""
+    if isinstance(batch, Tensor):
+        yield batch
+    elif isinstance(batch, Mapping):
+        for value in batch.values():
+            yield from tensors(value)
+    elif isinstance(batch, (list, tuple)):
+        for value in batch:
+            yield from tensors(value)
+
+
+def mapped(batch: Any, f: Callable[[Tensor], Tensor]) -> Any:
+    """The same nesting with ``f`` applied to each tensor."""
+    if isinstance(batch, Tensor):
+        return f(batch)
+    if isinstance(batch, Mapping):
+        return {key: mapped(value, f) for key, value in batch.items()}
+    if isinstance(batch, (list, tuple)):
+        items = [mapped(value, f) for value in batch]
+        # A named tuple takes its fields one by one, a plain tuple or list all at once.
+        return type(batch)(*items) if hasattr(batch, "_fields") else type(batch)(items)
+    return batch
+
+
+def take(batch: Any, rows: slice) -> Any:
+    """Some examples of a batch."""
+    return mapped(batch, lambda t: t[rows])
+
+
+def to_device(batch: Any, device: Any) -> Any:
+    """The batch on another device."""
+    return mapped(batch, lambda t: t.to(device, non_blocking=True))
+
+
+def examples_in(batch: Any) -> int:
+    """Number of examples: the leading dimension on which all tensors agree."""
+    sizes = {t.shape[0] if t.dim() else -1 for t in tensors(batch)}
+    if len(sizes) != 1 or -1 in sizes:
+        raise InputError(
+            f"Expected a batch whose tensors all have the examples first, found leading sizes {sorted(sizes)}. "
+            "Let collate return such tensors and keep everything else out of the batch."
+        )
+    return sizes.pop()

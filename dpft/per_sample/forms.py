@@ -1,0 +1,275 @@
+"""Per-example gradients of one parameter, kept in whichever shape is smallest.
+
+Shape legend
+    B = examples, T = uses per example (tokens), R x C = the parameter's shape when it is a matrix,
+    V x D = an embedding table, *shape = any parameter's shape
+
+A form answers three questions about the same expression, so they can't disagree: the squared norm
+of each example's gradient, a weighted sum over examples, and the dense gradients. Forms of several
+uses of one parameter are added *before* a norm is taken (tied weights, a layer called twice).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import reduce
+
+import torch
+from torch import Tensor
+
+
+def wide(x: Tensor) -> Tensor:
+    """``x`` in at least float32: half-precision squares overflow, and their sums lose the small terms."""
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
+class Form(ABC):
+    """Gradients of ``B`` examples with respect to one parameter."""
+
+    @property
+    @abstractmethod
+    def batch(self) -> int:
+        """Number of examples B."""
+
+    @property
+    @abstractmethod
+    def numel(self) -> int:
+        """Numbers held in memory."""
+
+    @abstractmethod
+    def sq_norm(self) -> Tensor:
+        """Squared Euclidean norm of each example's gradient, [B], float32 or wider."""
+
+    @abstractmethod
+    def weighted_sum(self, c: Tensor) -> Tensor:
+        """``sum_b c_b G_b``, of the parameter's shape, float32 or wider. ``c`` is [B]."""
+
+    @abstractmethod
+    def dense(self) -> Tensor:
+        """[B, *shape]; may be large."""
+
+    @abstractmethod
+    def keep(self, mask: Tensor) -> Form:
+        """The same form with every example outside ``mask`` (bool [B]) replaced by exact zeros.
+
+        Needed because 0 * inf is nan: a weight of zero does not remove a non-finite example."""
+
+    def __add__(self, other: Form) -> Form:
+        return total([self, other])
+
+
+def rounded_up(sq_norm: Tensor, span: Tensor) -> Tensor:  # [B], [B] -> [B]
+    """A squared norm made of terms that can cancel, moved up by what rounding may have taken from it.
+
+    Terms whose magnitudes add up to ``span**2`` leave an error of a few eps * span**2; a norm that comes
+    out too small would let its example exceed the clip, one a little too large only clips it a little more."""
+    return sq_norm.clamp_min(0.0) + 4 * torch.finfo(sq_norm.dtype).eps * span.square()
+
+
+def _blank(x: Tensor, mask: Tensor) -> Tensor:
+    shape = (-1,) + (1,) * (x.dim() - 1)
+    return torch.where(mask.view(shape), x, torch.zeros((), dtype=x.dtype, device=x.device))
+
+
+@dataclass(frozen=True)
+class Dense(Form):
+    """Materialised gradients ``g``: [B, *shape]."""
+
+    g: Tensor
+
+    @property
+    def batch(self) -> int:
+        return self.g.shape[0]
+
+    @property
+    def numel(self) -> int:
+        return self.g.numel()
+
+    def sq_norm(self) -> Tensor:
+        flat = wide(self.g).reshape(self.batch, _size(self.g))
+        return torch.linalg.vector_norm(flat, dim=1).square()
+
+    def weighted_sum(self, c: Tensor) -> Tensor:
+        flat = wide(self.g).reshape(self.batch, _size(self.g))
+        return (c.to(flat.dtype) @ flat).view(self.g.shape[1:])
+
+    def dense(self) -> Tensor:
+        return self.g
+
+    def keep(self, mask: Tensor) -> Dense:
+        return Dense(_blank(self.g, mask))
+
+
+def _size(g: Tensor) -> int:
+    """Coordinates of one example (well defined for an empty batch, where -1 is not)."""
+    return int(torch.Size(g.shape[1:]).numel())
+
+
+@dataclass(frozen=True)
+class Outer(Form):
+    """Factored gradients ``G_b = sum_t left[b,t] right[b,t]^T``; left [B,T,R], right [B,T,C].
+
+    The norm is taken without building G (ghost norm: two T x T Gram matrices), the weighted sum is one
+    matrix product over all tokens (book-keeping). Reference: Bu et al. 2022, "book-keeping"."""
+
+    left: Tensor
+    right: Tensor
+
+    @property
+    def batch(self) -> int:
+        return self.left.shape[0]
+
+    @property
+    def numel(self) -> int:
+        return self.left.numel() + self.right.numel()
+
+    @property
+    def dense_numel(self) -> int:
+        return self.batch * self.left.shape[2] * self.right.shape[2]
+
+    def sq_norm(self) -> Tensor:
+        left, right = wide(self.left), wide(self.right)
+        return rounded_up((left @ left.mT).mul_(right @ right.mT).sum(dim=(1, 2)), self.span())
+
+    def span(self) -> Tensor:
+        """Sum over t of the norms of the terms, [B]: the norm if nothing cancelled."""
+        return (wide(self.left).norm(dim=2) * wide(self.right).norm(dim=2)).sum(dim=1)
+
+    def weighted_sum(self, c: Tensor) -> Tensor:
+        left, right = wide(self.left), wide(self.right)
+        scaled = left * c.to(left.dtype).view(-1, 1, 1)
+        return scaled.flatten(0, 1).T @ right.flatten(0, 1)
+
+    def dense(self) -> Tensor:
+        return self.left.mT @ self.right
+
+    def keep(self, mask: Tensor) -> Outer:
+        return Outer(_blank(self.left, mask), _blank(self.right, mask))
+
+    def smaller(self) -> Dense | Outer:
+        """This form, or its dense one where that takes no more memory."""
+        return Dense(self.dense()) if self.dense_numel <= self.numel else self
+
+
+@dataclass(frozen=True)
+class Rows(Form):
+    """Gradients of a table [V, D] that touch a few rows: row ``index[b,t]`` receives ``g[b,t]``.
+
+    index [B,T] int64, g [B,T,D]. The same row may occur many times in one example."""
+
+    index: Tensor
+    g: Tensor
+    table_rows: int
+
+    @property
+    def batch(self) -> int:
+        return self.g.shape[0]
+
+    @property
+    def numel(self) -> int:
+        return self.g.numel() + self.index.numel()
+
+    @property
+    def dense_numel(self) -> int:
+        return self.batch * self.table_rows * self.g.shape[2]
+
+    def sq_norm(self) -> Tensor:
+        """Uses of one row are summed as vectors."""
+        g = wide(self.g)
+        same = self.index.unsqueeze(2) == self.index.unsqueeze(1)
+        return rounded_up((g @ g.mT).mul_(same).sum(dim=(1, 2)), self.span())
+
+    def span(self) -> Tensor:
+        """Sum over t of the norms of the terms, [B]: the norm if nothing cancelled."""
+        return wide(self.g).norm(dim=2).sum(dim=1)
+
+    def weighted_sum(self, c: Tensor) -> Tensor:
+        g = wide(self.g)
+        scaled = (g * c.to(g.dtype).view(-1, 1, 1)).flatten(0, 1)
+        return scaled.new_zeros(self.table_rows, g.shape[2]).index_add_(0, self.index.flatten(), scaled)
+
+    def dense(self) -> Tensor:
+        B, T, D = self.g.shape
+        out = self.g.new_zeros(B, self.table_rows, D)
+        return out.scatter_add_(1, self.index.unsqueeze(2).expand(B, T, D), self.g)
+
+    def keep(self, mask: Tensor) -> Rows:
+        return Rows(self.index, _blank(self.g, mask), self.table_rows)
+
+    def smaller(self) -> Dense | Rows:
+        """This form, or its dense one where that takes no more memory."""
+        return Dense(self.dense()) if self.dense_numel <= self.numel else self
+
+
+@dataclass(frozen=True)
+class RowsAndOuter(Form):
+    """A table used both by look-up and as a matrix: the tied embedding and output head of language models.
+
+    ``|r + o|^2 = |r|^2 + |o|^2 + 2 <r, o>``, none of which needs the B x V x D dense gradient."""
+
+    rows: Rows
+    outer: Outer
+
+    @property
+    def batch(self) -> int:
+        return self.rows.batch
+
+    @property
+    def numel(self) -> int:
+        return self.rows.numel + self.outer.numel
+
+    def sq_norm(self) -> Tensor:
+        left, right = wide(self.outer.left), wide(self.outer.right)  # [B,S,V], [B,S,D]
+        g = wide(self.rows.g)  # [B,T,D]
+        B, S = left.shape[:2]
+        index = self.rows.index.unsqueeze(1).expand(B, S, g.shape[1])
+        cross = left.gather(2, index).mul_(right @ g.mT).sum(dim=(1, 2))
+        squares = self.rows.sq_norm() + self.outer.sq_norm()
+        return rounded_up(squares + 2 * cross, self.rows.span() + self.outer.span())
+
+    def weighted_sum(self, c: Tensor) -> Tensor:
+        return self.rows.weighted_sum(c) + self.outer.weighted_sum(c)
+
+    def dense(self) -> Tensor:
+        return self.rows.dense() + self.outer.dense()
+
+    def keep(self, mask: Tensor) -> RowsAndOuter:
+        return RowsAndOuter(self.rows.keep(mask), self.outer.keep(mask))
+
+
+def total(forms: Sequence[Form]) -> Form:
+    """Sum of the gradients of several uses of one parameter; all forms have the same B and shape."""
+    if len(forms) == 1:
+        return forms[0]
+    flat = [part for form in forms for part in _parts(form)]
+    rows = [f for f in flat if isinstance(f, Rows)]
+    outers = [f for f in flat if isinstance(f, Outer)]
+    dense = [f.g for f in flat if isinstance(f, Dense)]
+    row, outer = _join_rows(rows), _join_outers(outers)
+    if not dense and (row is None or outer is None):
+        one = row if row is not None else outer
+        assert one is not None  # forms is not empty
+        return one.smaller()
+    if not dense and row is not None and outer is not None and row.numel + outer.numel < row.dense_numel:
+        return RowsAndOuter(row, outer)
+    dense += [f.dense() for f in (row, outer) if f is not None]
+    return Dense(reduce(torch.add, dense))
+
+
+def _parts(form: Form) -> tuple[Form, ...]:
+    return (form.rows, form.outer) if isinstance(form, RowsAndOuter) else (form,)
+
+
+def _join_rows(forms: list[Rows]) -> Rows | None:
+    if not forms:
+        return None
+    index, g = torch.cat([f.index for f in forms], 1), torch.cat([f.g for f in forms], 1)
+    return Rows(index, g, forms[0].table_rows)
+
+
+def _join_outers(forms: list[Outer]) -> Outer | None:
+    if not forms:
+        return None
+    return Outer(torch.cat([f.left for f in forms], 1), torch.cat([f.right for f in forms], 1))

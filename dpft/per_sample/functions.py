@@ -1,0 +1,106 @@
+"""Autograd functions that keep an example's gradient apart from its neighbours'.
+
+Each computes the ordinary forward pass. In the backward pass it hands the per-example gradient of its
+parameter to ``sink`` as a form and returns no gradient for the parameter itself, so nothing unclipped
+ever reaches ``p.grad``. Collection happens in backward only: activation checkpointing runs the forward
+pass twice and the backward pass once.
+
+Shape legend: B examples, T uses per example, I inputs, O outputs, D embedding width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from dpft.per_sample.forms import Dense, Form, Outer, Rows
+
+Sink = Callable[[Form], None]
+
+
+def by_token(x: Tensor) -> Tensor:
+    """[B, ..., N] -> [B, T, N]; works for an empty batch, where ``reshape(B, -1, N)`` does not."""
+    return x.unsqueeze(1) if x.dim() == 2 else x.flatten(1, -2)
+
+
+class LinearFn(torch.autograd.Function):
+    """``y = x W^T + b`` with W [O,I], or ``y = x W + b`` with W [I,O] when ``transposed`` (GPT-2's Conv1D).
+
+    Rules: dW_b = sum_t g_t a_t^T (transposed: a_t g_t^T), db_b = sum_t g_t."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,  # [B, ..., I]
+        weight: Tensor,
+        bias: Tensor | None,
+        transposed: bool,
+        weight_sink: Sink | None,
+        bias_sink: Sink | None,
+    ) -> Tensor:
+        ctx.sinks, ctx.transposed = (weight_sink, bias_sink), transposed
+        matrix = weight.T if transposed else weight
+        # The input is needed for dW alone; a bias-only use keeps nothing.
+        ctx.save_for_backward(x if weight_sink else None, weight)
+        return F.linear(x, matrix, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        with torch._C.DisableTorchFunctionSubclass():
+            x, weight = ctx.saved_tensors
+            weight_sink, bias_sink = ctx.sinks
+            if weight_sink is not None:
+                pair = (by_token(x), by_token(g)) if ctx.transposed else (by_token(g), by_token(x))
+                weight_sink(Outer(*pair).smaller())
+            if bias_sink is not None:
+                bias_sink(Dense(by_token(g).sum(dim=1)))
+            matrix = weight.T if ctx.transposed else weight
+            dx = g @ matrix.to(g.dtype) if ctx.needs_input_grad[0] else None
+        return dx, None, None, None, None, None
+
+
+class EmbeddingFn(torch.autograd.Function):
+    """Table look-up. Rule: row ``index_t`` receives g_t; the padding row receives nothing."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, index: Tensor, padding_idx: int | None, sink: Sink) -> Tensor:
+        ctx.sink, ctx.rows = sink, weight.shape[0]
+        ctx.padding = padding_idx if padding_idx is None or padding_idx >= 0 else padding_idx + ctx.rows
+        ctx.save_for_backward(index)
+        return F.embedding(index, weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[None, ...]:
+        with torch._C.DisableTorchFunctionSubclass():
+            (index,) = ctx.saved_tensors
+            flat, g = index.unsqueeze(-1).flatten(1), by_token(g)
+            if ctx.padding is not None:
+                g = g.masked_fill((flat == ctx.padding).unsqueeze(2), 0.0)
+            ctx.sink(Rows(flat, g, ctx.rows).smaller())
+        return None, None, None, None
+
+
+class ExpandFn(torch.autograd.Function):
+    """A parameter as ``B`` equal copies [B, 1, ..., 1, *shape] with ``ndim`` dimensions.
+
+    Rule for everything without a rule of its own: whatever is computed with the copies, autograd sums
+    each example's gradient onto its own copy."""
+
+    @staticmethod
+    def forward(ctx: Any, p: Tensor, batch: int, ndim: int, sink: Sink) -> Tensor:
+        ctx.sink, ctx.shape = sink, p.shape
+        ones = (1,) * (ndim - 1 - p.dim())
+        return p.view(1, *ones, *p.shape).expand(batch, *ones, *p.shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[None, ...]:
+        ctx.sink(Dense(g.reshape(g.shape[0], *ctx.shape)))
+        return None, None, None, None

@@ -1,0 +1,36 @@
+"""The truth that everything fast is compared with: one example at a time, plain autograd."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dpft.per_sample.batches import examples_in, take
+from dpft.per_sample.capture import trainable
+
+Loss = Callable[[nn.Module, Any], Tensor]
+
+
+def per_example_gradients(model: nn.Module, loss: Loss, batch: Any) -> dict[str, Tensor]:
+    """Gradients of each example alone: name -> [B, *shape]. A parameter that is not used gets zeros.
+
+    ``loss(model, batch)`` returns one loss per example, [B]; here it only ever sees batches of one."""
+    params: Mapping[str, nn.Parameter] = trainable(model)
+    rows: dict[str, list[Tensor]] = {name: [] for name in params}
+    for i in range(examples_in(batch)):
+        value = loss(model, take(batch, slice(i, i + 1))).sum()
+        found = torch.autograd.grad(value, list(params.values()), allow_unused=True)
+        for (name, p), g in zip(params.items(), found, strict=True):
+            rows[name].append(torch.zeros_like(p) if g is None else g)
+    return {name: torch.stack(g) if g else params[name].new_zeros(0, *params[name].shape) for name, g in rows.items()}
+
+
+def clipped_sum(gradients: Mapping[str, Tensor], bound: float) -> dict[str, Tensor]:
+    """``sum_b G_b min(1, bound / |G_b|)`` from dense gradients, in float64. Abadi et al. 2016, Algorithm 1."""
+    wide = {name: g.double() for name, g in gradients.items()}
+    sq = sum(g.flatten(1).square().sum(dim=1) for g in wide.values())
+    scale = (bound / torch.as_tensor(sq).sqrt()).clamp(max=1.0)
+    return {name: torch.einsum("b,b...->...", scale, g) for name, g in wide.items()}

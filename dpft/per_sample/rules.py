@@ -1,0 +1,174 @@
+"""Which torch functions know how to keep a trainable parameter's gradient apart by example.
+
+A rule takes the function's own arguments. It decides only *how* the parameter is used; the mathematics is
+in ``functions.py``. What has no rule and would carry gradient raises: silence is how privacy gets lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dpft.errors import PrivacyError
+from dpft.per_sample.capture import Grads, Tracked, expanded, owner
+from dpft.per_sample.functions import EmbeddingFn, LinearFn, Sink
+
+Rule = Callable[..., Any]
+RULES: dict[Any, Rule] = {}
+
+
+def rule(*functions: Any) -> Callable[[Rule], Rule]:
+    def register(f: Rule) -> Rule:
+        RULES.update(dict.fromkeys(functions, f))
+        return f
+
+    return register
+
+
+def apply(func: Any, args: Any, kwargs: Any) -> Any:
+    """Compute ``func``, by its rule if it has one. Called with the parameters' own dispatch switched off."""
+    if not torch.is_grad_enabled():
+        return func(*args, **kwargs)
+    if func in ELEMENTWISE:
+        return _elementwise(func, *args, **kwargs)
+    if func in RULES:
+        return RULES[func](*args, **kwargs)
+    out = func(*args, **kwargs)
+    if _carries_gradient(out):
+        raise _no_rule(func, args, kwargs)
+    return out  # a shape, a dtype, a detached copy: nothing to keep apart
+
+
+def _carries_gradient(out: Any) -> bool:
+    if isinstance(out, (tuple, list)):
+        return any(_carries_gradient(o) for o in out)
+    # A parameter handed back as it is (``p.requires_grad_()``) is still tracked.
+    return isinstance(out, Tensor) and out.requires_grad and not isinstance(out, Tracked)
+
+
+def _no_rule(func: Any, args: Any, kwargs: Any) -> PrivacyError:
+    names = [found[1] for a in (*args, *kwargs.values()) if (found := owner(a))]
+    return PrivacyError(
+        f"No per-example rule for {getattr(func, '__name__', func)} on parameter {', '.join(names) or '?'}: "
+        "use the parameter through a stock layer (Linear, Embedding, LayerNorm, ...) or through "
+        "dpft.per_sample.expand(parameter, batch), or freeze it."
+    )
+
+
+def _sink(p: Any) -> Sink | None:
+    found = owner(p)
+    return None if found is None else found[0].sink(found[1])
+
+
+def _plain(x: Tensor, name: str) -> Tensor:
+    """A layer's input must be an activation; a parameter there would be a use without a rule."""
+    if isinstance(x, Tracked):
+        raise _no_rule(name, (x,), {})
+    if torch.is_autocast_enabled(x.device.type) and x.is_floating_point():
+        return x.to(torch.get_autocast_dtype(x.device.type))
+    return x
+
+
+@rule(F.linear)
+def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    x = _plain(input, "linear")
+    if x.dim() < 2:
+        raise _no_rule("linear (without a batch axis)", (weight, bias), {})
+    out: Tensor = LinearFn.apply(x, weight, bias, False, _sink(weight), _sink(bias))
+    return out
+
+
+@rule(torch.addmm)
+def conv1d(input: Tensor, mat1: Tensor, mat2: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
+    """GPT-2's Conv1D: ``addmm(bias [O], x [B*T, I], weight [I, O])``. It flattens the batch, so the number
+    of examples must be known; that the rows are example by example is what the preflight proves."""
+    grads = _grads_of(input, mat2)
+    x = _plain(mat1, "addmm")
+    B = grads.examples
+    if B is None or input.dim() != 1 or (beta, alpha) != (1, 1) or (B and x.shape[0] % B):
+        raise _no_rule("addmm (other than Conv1D's, on a known number of examples)", (input, mat2), {})
+    T = x.shape[0] // B if B else 0
+    x = x.reshape(B, T, x.shape[1])
+    out: Tensor = LinearFn.apply(x, mat2, input, True, _sink(mat2), _sink(input))
+    return out.reshape(B * T, mat2.shape[1])
+
+
+@rule(torch.matmul, Tensor.matmul, Tensor.__matmul__)
+def matmul(input: Tensor, other: Tensor) -> Tensor:
+    """``x @ W`` with a matrix W on the right."""
+    if isinstance(input, Tracked) or other.dim() != 2 or input.dim() < 2:
+        raise _no_rule("matmul (other than activation @ matrix)", (input, other), {})
+    out: Tensor = LinearFn.apply(_plain(input, "matmul"), other, None, True, _sink(other), None)
+    return out
+
+
+@rule(F.embedding)
+def embedding(
+    input: Tensor,
+    weight: Tensor,
+    padding_idx: int | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+) -> Tensor:
+    if max_norm is not None or scale_grad_by_freq:
+        raise _no_rule("embedding with max_norm or scale_grad_by_freq (they couple examples)", (weight,), {})
+    out: Tensor = EmbeddingFn.apply(weight, input, padding_idx, _sink(weight))
+    return out
+
+
+@rule(F.layer_norm)
+def layer_norm(
+    input: Tensor,
+    normalized_shape: list[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Normalise first, then scale and shift by the expanded parameters: d gamma = sum_t g * xhat."""
+    x = _plain(input, "layer_norm")
+    y = F.layer_norm(x, normalized_shape, None, None, eps)
+    y = y if weight is None else y * _against(weight, y)
+    return y if bias is None else y + _against(bias, y)
+
+
+@rule(F.rms_norm, torch.rms_norm)
+def rms_norm(
+    input: Tensor, normalized_shape: list[int], weight: Tensor | None = None, eps: float | None = None
+) -> Tensor:
+    y = F.rms_norm(_plain(input, "rms_norm"), normalized_shape, None, eps)
+    return y if weight is None else y * _against(weight, y)
+
+
+# Written out by hand in many models (RMSNorm's ``weight * x``, a gate, a bias added by itself).
+ELEMENTWISE = {
+    torch.mul, torch.add, torch.sub, torch.div,
+    Tensor.mul, Tensor.add, Tensor.sub, Tensor.div,
+    Tensor.__mul__, Tensor.__rmul__, Tensor.__add__, Tensor.__radd__,
+    Tensor.__sub__, Tensor.__rsub__, Tensor.__truediv__, Tensor.__rtruediv__,
+}  # fmt: skip
+
+
+def _elementwise(func: Any, *args: Any, **kwargs: Any) -> Any:
+    """Broadcasting a parameter against an activation that has the batch first: expand it along the batch."""
+    activation = next((a for a in args if isinstance(a, Tensor) and not isinstance(a, Tracked)), None)
+    p = next((a for a in args if isinstance(a, Tracked)), None)
+    if activation is None or p is None or activation.dim() <= p.dim() or len(args) != 2:
+        raise _no_rule(func, args, kwargs)
+    return func(*(_against(a, activation) if a is p else a for a in args), **kwargs)
+
+
+def _against(p: Tensor, activation: Tensor) -> Tensor:
+    """A tracked parameter, expanded to broadcast over ``activation`` [B, ...]; anything else as it is."""
+    if not isinstance(p, Tracked):
+        return p
+    return expanded(p, activation.shape[0], activation.dim())
+
+
+def _grads_of(*params: Any) -> Grads:
+    return next(found[0] for p in params if (found := owner(p)))
