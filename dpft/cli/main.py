@@ -1,0 +1,153 @@
+"""Commands and exit codes: 0 done, 2 wrong input, 3 the promise would break, 1 anything else.
+
+Heavy imports stand inside the commands: ``dpft --help`` must not wait for torch.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    name="dpft",
+    help="Differentially private fine-tuning: plan a budget, train under it, show the books.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+ledger_app = typer.Typer(help="Look into a ledger: budgets spent, by data set and run.", no_args_is_help=True)
+app.add_typer(ledger_app, name="ledger")
+
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe field.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
+Epsilon = Annotated[float | None, typer.Option(help="Privacy budget; the noise is chosen for it.")]
+Noise = Annotated[float | None, typer.Option("--noise-multiplier", help="Noise standard deviation over clip.")]
+Rate = Annotated[float | None, typer.Option("--sample-rate", help="Chance of each record to join a batch (secret number of records).")]
+Examples = Annotated[int | None, typer.Option(help="Public number of training records.")]
+
+
+@app.command("run")
+def run_command(
+    recipe: Annotated[Path, typer.Argument(help="A recipe, such as recipes/quickstart.toml.")],
+    overrides: Set = None,
+    out: Annotated[Path | None, typer.Option(help="The run's folder; runs/NAME by default.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue a run that was interrupted.")] = False,
+) -> None:
+    """Plan, train privately, evaluate, and write the report and the adapter."""
+    from dpft.cli.run import run_recipe
+
+    run_recipe(recipe, overrides or [], out, resume=resume)
+
+
+@app.command("plan")
+def plan_command(
+    recipe: Annotated[Path | None, typer.Argument(help="A recipe; or give the options below.")] = None,
+    overrides: Set = None,
+    epsilon: Epsilon = None,
+    noise_multiplier: Noise = None,
+    delta: Annotated[float | None, typer.Option(help="Probability that epsilon does not hold; below 1/records.")] = None,
+    examples: Examples = None,
+    sample_rate: Rate = None,
+    batch: Annotated[float | None, typer.Option(help="Expected records in a logical batch.")] = None,
+    epochs: Annotated[float | None, typer.Option(help="Expected passes over the records.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Noisy steps.")] = None,
+    clip: Annotated[float, typer.Option(help="Largest norm of one example's gradient.")] = 1.0,
+    as_json: Json = False,
+) -> None:
+    """Choose the noise for a budget and certify it. Touches no private data."""
+    from dpft.cli.plan import plan_for_options, plan_for_recipe, show_plan
+
+    options = {
+        "epsilon": epsilon, "noise_multiplier": noise_multiplier, "delta": delta, "examples": examples,
+        "sample_rate": sample_rate, "expected_batch": batch, "epochs": epochs, "steps": steps,
+    }  # fmt: skip
+    made = plan_for_recipe(recipe, overrides or [], options) if recipe else plan_for_options(options, clip)
+    show_plan(made, as_json=as_json)
+
+
+@app.command("account")
+def account_command(
+    ledger: Annotated[Path | None, typer.Argument(help="A ledger; or give a mechanism by the options.")] = None,
+    noise_multiplier: Noise = None,
+    sample_rate: Annotated[float, typer.Option(help="Chance of each record to join a batch; 1 = full batch.")] = 1.0,
+    steps: Annotated[int, typer.Option(help="Noisy steps.")] = 1,
+    delta: Annotated[float | None, typer.Option(help="Delta to report epsilon at.")] = None,
+    adjacency: Annotated[str, typer.Option(help="add_remove, zero_out or replace.")] = "add_remove",
+    examples: Examples = None,
+    as_json: Json = False,
+) -> None:
+    """Epsilon of a mechanism by every accountant, or of a ledger, with lower and upper bound."""
+    from dpft.cli.account import account_ledger, account_mechanism
+
+    if ledger is not None:
+        account_ledger(ledger, delta, as_json=as_json)
+    else:
+        unit = {"name": "example", "adjacency": adjacency, "n_public": examples}
+        account_mechanism(noise_multiplier, sample_rate, steps, delta, unit, as_json=as_json)
+
+
+@ledger_app.command("show")
+def ledger_show(
+    file: Annotated[Path, typer.Argument(help="A ledger.jsonl.")],
+    delta: Annotated[float | None, typer.Option(help="Delta to report epsilon at; the budget's by default.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Spent and left, by run."""
+    from dpft.cli.account import show_ledger
+
+    show_ledger(file, delta, as_json=as_json)
+
+
+@ledger_app.command("verify")
+def ledger_verify(file: Annotated[Path, typer.Argument(help="A ledger.jsonl.")], as_json: Json = False) -> None:
+    """Check the chain of hashes from the first line to the last."""
+    from dpft.cli.account import verify_ledger
+
+    verify_ledger(file, as_json=as_json)
+
+
+@app.command("report")
+def report_command(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A run's folder.")]) -> None:
+    """Rebuild report.html, report.md and privacy.json from a run's plan, ledger and public metrics."""
+    from dpft.cli.run import rebuild_report
+
+    rebuild_report(folder)
+
+
+@app.command("methods")
+def methods_command(as_json: Json = False) -> None:
+    """The support matrix: which method is tested on which model family."""
+    from dpft.cli.methods import show_methods
+
+    show_methods(as_json=as_json)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        app(standalone_mode=True)
+    except Exception as error:
+        sys.exit(_explain(error))
+
+
+def _explain(error: Exception) -> int:
+    """Print one clear sentence; the exit code. Text of unforeseen errors is not shown: it may hold a record."""
+    code: Any = getattr(error, "exit_code", None)
+    if isinstance(code, int):
+        print(f"error: {error}", file=sys.stderr)
+        return code
+    if os.environ.get("DPFT_TRACEBACK"):
+        raise error
+    print(
+        f"error: {type(error).__name__} was not foreseen. Nothing was released. Its text may quote a record, so it "
+        "is not shown; set DPFT_TRACEBACK=1 to see it.",
+        file=sys.stderr,
+    )
+    return 1

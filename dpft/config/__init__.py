@@ -1,0 +1,31 @@
+"""Recipes: schema, reading, overriding, writing. Imports neither torch nor any Hugging Face library."""
+
+from dpft.config.data_section import DataSection
+from dpft.config.dump import dump_recipe
+from dpft.config.load import load_recipe, parse_recipe, validate
+from dpft.config.privacy_section import PrivacySection
+from dpft.config.schema import (
+    EvaluateSection,
+    LoRASection,
+    MethodSection,
+    ModelSection,
+    OptimizerSection,
+    Recipe,
+    TrainSection,
+)
+
+__all__ = [
+    "DataSection",
+    "EvaluateSection",
+    "LoRASection",
+    "MethodSection",
+    "ModelSection",
+    "OptimizerSection",
+    "PrivacySection",
+    "Recipe",
+    "TrainSection",
+    "dump_recipe",
+    "load_recipe",
+    "parse_recipe",
+    "validate",
+]

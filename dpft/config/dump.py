@@ -1,0 +1,38 @@
+"""Write a recipe as TOML: the ``run.toml`` of a run's folder."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from dpft.config.schema import Recipe
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The resolved recipe, defaults included; ``parse_recipe(dump_recipe(r)) == r``.
+
+    Absent values are left out, since TOML has no word for them.
+    """
+    values = recipe.model_dump(exclude_none=True)
+    plain = {key: value for key, value in values.items() if not isinstance(value, dict)}
+    tables = {key: value for key, value in values.items() if isinstance(value, dict)}
+    blocks = [_lines(plain)] + [f"[{name}]\n{_lines(table)}" for name, table in tables.items()]
+    return "\n".join(blocks)
+
+
+def _lines(table: dict[str, Any]) -> str:
+    return "".join(f"{key} = {_value(value)}\n" for key, value in table.items())
+
+
+def _value(value: object) -> str:
+    match value:
+        case bool():
+            return "true" if value else "false"
+        case int() | float():
+            return repr(value)  # the shortest digits that read back as the same number
+        case str():
+            # JSON's escapes are TOML's, but for DEL, which TOML wants escaped as well.
+            return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+        case list() | tuple():
+            return "[" + ", ".join(_value(item) for item in value) + "]"
+    raise TypeError(f"no TOML for {type(value).__name__}")  # unreachable: sections hold only the above

@@ -1,0 +1,130 @@
+"""A recipe: one TOML file that says everything about a run. Data, never code."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from dpft.config.base import Count, OptionalWord, Positive, Section, Word, Words, wrong
+from dpft.config.data_section import DataSection
+from dpft.config.privacy_section import PrivacySection
+
+
+class ModelSection(Section):
+    """The pretrained model and how its token features become one vector."""
+
+    source: Word = Field(description='"package:NAME", a hub name, or a local folder')
+    revision: OptionalWord = Field(default=None, description="the hub model's commit, tag or branch")
+    pooling: Literal["cls", "mean"] = Field(
+        default="mean", description="how token features become one vector"
+    )
+    feature_norm: Positive | None = Field(
+        default=None, description="the L2 norm that pooled features are scaled to; absent = not scaled"
+    )
+    dropout: bool = Field(default=False, description="whether the model's dropout is active in training")
+
+    @model_validator(mode="after")
+    def _revision_is_the_hubs(self) -> Self:
+        if self.revision is not None and self.source.startswith(("package:", "/", "./", "../", "~")):
+            raise wrong("revision", "only a hub model has one; leave it out")
+        if self.source == "package:":
+            raise wrong("source", 'expected the package\'s name after "package:"')
+        return self
+
+
+class LoRASection(Section):
+    """Low-rank adaptation: Hu et al. 2021."""
+
+    name: Literal["lora"] = Field(description="the method")
+    rank: int = Field(default=8, ge=1, le=65_536, description="the rank of each added pair of factors")
+    alpha: Positive | None = Field(
+        default=None, description="numerator of the scaling alpha/rank; absent = rank"
+    )
+    targets: Words = Field(
+        default=("query", "value"),
+        min_length=1,
+        max_length=1000,
+        description="last components of module names",
+    )
+
+    @model_validator(mode="after")
+    def _targets_are_last_components(self) -> Self:
+        for target in self.targets:
+            if "." in target:
+                raise wrong("targets", 'expected last components of module names, such as "query"; no dots')
+        if len(set(self.targets)) < len(self.targets):
+            raise wrong("targets", "expected each name once")
+        return self
+
+
+MethodSection = LoRASection
+"""The sections that ``[method]`` may be, told apart by ``name``. A second method makes this
+``Annotated[LoRASection | OtherSection, Field(discriminator="name")]``; pydantic takes no union of one."""
+
+
+class OptimizerSection(Section):
+    """How noisy gradients become updates; all of it is post-processing and free of privacy cost."""
+
+    name: Literal["adam", "adamw", "sgd"] = Field(default="adam", description="the optimiser")
+    lr: Positive = Field(default=1e-3, description="the learning rate")
+    head_lr: Positive | None = Field(default=None, description="the head's own learning rate; absent = lr")
+    weight_decay: float = Field(default=0.0, ge=0, description="the weight decay coefficient")
+    schedule: Literal["linear", "constant"] = Field(
+        default="linear", description="how the rate falls over the steps"
+    )
+    warmup: float = Field(
+        default=0.0, ge=0, lt=1, description="the fraction of steps over which the rate rises"
+    )
+
+
+class TrainSection(Section):
+    """How the work is cut up; no setting here changes the result's distribution or its privacy."""
+
+    token_budget: Count = Field(default=4096, description="tokens in a micro-batch, padding included")
+    checkpoint_every: int = Field(
+        default=10, ge=0, le=10**12, description="steps between checkpoints; 0 = never"
+    )
+
+
+class EvaluateSection(Section):
+    """What may be said of the held-out records."""
+
+    public: bool = Field(
+        default=False, description="whether the held-out records are public, accuracy included"
+    )
+
+
+class Recipe(Section):
+    """Everything about a run; see ``recipes/quickstart.toml`` for a commented one."""
+
+    name: str = Field(
+        max_length=100,
+        pattern=r"^[a-z0-9_-][a-z0-9._-]*\z",
+        description="the run's name and folder: a-z, 0-9, dot, underscore, hyphen; no dot first",
+    )
+    seed: int = Field(
+        default=0,
+        ge=0,
+        lt=2**63,
+        description="initialisation of added parameters only; never noise or sampling",
+    )
+    data: DataSection = Field(description="the records")
+    model: ModelSection = Field(description="the pretrained model")
+    method: MethodSection = Field(description="the parameters that are added and trained")
+    privacy: PrivacySection = Field(description="the privacy promise")
+    optimizer: OptimizerSection = Field(default=OptimizerSection(), description="the optimiser")
+    train: TrainSection = Field(default=TrainSection(), description="how the work is cut up")
+    evaluate: EvaluateSection = Field(
+        default=EvaluateSection(), description="what may be said of held-out records"
+    )
+
+    @model_validator(mode="after")
+    def _longest_record_fits(self) -> Self:
+        if self.train.token_budget < self.data.max_length:
+            raise wrong(
+                "train.token_budget",
+                f"expected at least data.max_length = {self.data.max_length} "
+                "tokens, so that the longest record fits a micro-batch",
+            )
+        return self

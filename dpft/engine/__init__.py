@@ -1,0 +1,1 @@
+"""The DP-SGD engine: plan, sampler, clipping, noise, step."""

@@ -1,0 +1,96 @@
+"""The clipped sum over one logical batch, micro-batch by micro-batch, in memory that does not grow with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dpft.engine.clipping import clipped_sum
+from dpft.engine.microbatch import LogicalBatch, cut
+from dpft.engine.preflight import collect
+from dpft.errors import TrainingError
+from dpft.per_sample.batches import to_device
+from dpft.per_sample.oracle import Loss
+
+
+@dataclass(frozen=True)
+class UnreleasedStats:
+    """What one logical batch looked like from inside. PRIVATE: a function of the records, outside the guarantee.
+
+    ``sq_norms`` [B] squared per-example norms before clipping to ``bound``, ``losses`` [B]."""
+
+    losses: Tensor
+    sq_norms: Tensor
+    bound: float
+
+
+@dataclass
+class Accumulator:
+    """Sums per-example gradients clipped to ``bound`` into one flat float64 vector.
+
+    ``token_budget`` is the size of a micro-batch (examples times longest); it only ever shrinks, when memory
+    runs out. It decides speed and memory, never the result."""
+
+    model: nn.Module
+    loss: Loss
+    params: Mapping[str, nn.Parameter]
+    bound: float
+    token_budget: int
+
+    def sum(self, batch: LogicalBatch) -> tuple[Tensor, UnreleasedStats]:
+        """[d] float64, parameters in order; an empty batch gives zeros."""
+        size = sum(p.numel() for p in self.params.values())
+        total = torch.zeros(size, dtype=torch.float64, device=self.device)
+        into = views(total, self.params)
+        losses, norms = [torch.zeros(0)], [torch.zeros(0)]
+        for piece in self._pieces(batch):
+            sums, sq, values = piece
+            for name, part in sums.items():
+                into[name].add_(part)
+            losses.append(values.float().cpu())
+            norms.append(sq.float().cpu())
+        return total, UnreleasedStats(torch.cat(losses), torch.cat(norms), self.bound)
+
+    @property
+    def device(self) -> torch.device:
+        return next(iter(self.params.values())).device
+
+    def _pieces(self, batch: LogicalBatch) -> Iterator[tuple[dict[str, Tensor], Tensor, Tensor]]:
+        lengths = [batch.length(e) for e in batch.examples]
+        waiting = cut(range(len(lengths)), lengths, self.token_budget)
+        while waiting:
+            try:
+                yield self._one(batch, waiting[0])
+                waiting = waiting[1:]
+            except (torch.OutOfMemoryError, MemoryError) as error:
+                waiting = self._smaller(waiting, lengths, error)
+
+    def _one(self, batch: LogicalBatch, piece: list[int]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        tensors = to_device(batch.collate([batch.examples[i] for i in piece]), self.device)
+        grads, losses = collect(self.model, self.loss, tensors, expected=len(piece))
+        if not len(grads):
+            return {}, torch.zeros(len(piece)), losses
+        sums, sq = clipped_sum(grads, self.bound)
+        return sums, sq, losses
+
+    def _smaller(self, waiting: list[list[int]], lengths: list[int], error: BaseException) -> list[list[int]]:
+        """Out of memory: half the budget for what is left of the *same* logical batch. No example is drawn
+        again or left out, and noise is still drawn once."""
+        largest = max(len(piece) for piece in waiting)
+        if largest == 1:
+            raise TrainingError(
+                "A single example does not fit in memory: shorten data.max_length or use a smaller model. "
+                "The step is charged."
+            ) from error
+        self.token_budget = max(1, self.token_budget // 2)
+        left = [i for piece in waiting for i in piece]
+        return cut(left, lengths, self.token_budget)
+
+
+def views(flat: Tensor, params: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    """A flat vector [d] cut into the parameters' shapes, in their order; no copies."""
+    parts = flat.split([p.numel() for p in params.values()])
+    return {name: part.view(p.shape) for (name, p), part in zip(params.items(), parts, strict=True)}

@@ -1,0 +1,101 @@
+"""Checkpoints for ``--resume``: trained parameters and optimizer state, in safetensors and JSON.
+
+They hold no random state (a resumed run draws fresh noise and fresh batches), no gradient and no batch. Two
+are kept, each with the hash of its tensors, so that a damaged newest one falls back to the one before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from dpft.errors import DpftError, InputError
+from dpft.files import private_folder, read_json, write_atomic, write_json
+from dpft.per_sample.capture import trainable
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """Two alternating slots in a private folder."""
+
+    folder: Path
+
+    def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, steps_charged: int) -> None:
+        """Durable when it returns. ``steps_charged`` orders the slots."""
+        private_folder(self.folder)
+        slot = min((0, 1), key=self._charged)
+        tensors = {f"param.{name}": p.detach().cpu().contiguous() for name, p in trainable(model).items()}
+        state = optimizer.state_dict()
+        plain: dict[str, Any] = {}
+        for index, entry in state["state"].items():
+            for key, value in entry.items():
+                if isinstance(value, Tensor):
+                    tensors[f"state.{index}.{key}"] = value.detach().cpu().contiguous()
+                else:
+                    plain[f"{index}.{key}"] = value
+        data = save(tensors)
+        # The description goes last: until it is there, with the tensors' hash, the slot does not count.
+        self._json(slot).unlink(missing_ok=True)
+        write_atomic(self._tensors(slot), data, private=True)
+        meta = {
+            "steps_charged": steps_charged,
+            "sha256": hashlib.sha256(data).hexdigest(),
+            "groups": state["param_groups"],
+            "plain": plain,
+        }
+        write_json(self._json(slot), meta, private=True)
+
+    def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, str | None]:
+        """Load the newest sound checkpoint: (its charged steps, a remark if a newer one was damaged).
+
+        (0, None) where there is none: the run starts from its initial parameters."""
+        remark = None
+        for slot in sorted((0, 1), key=self._charged, reverse=True):
+            if not self._json(slot).exists():
+                continue
+            try:
+                return self._restore(slot, model, optimizer), remark
+            except (DpftError, OSError, KeyError, TypeError, ValueError):
+                remark = "the newest checkpoint is damaged; went back to the one before"
+        return 0, remark
+
+    def _restore(self, slot: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+        meta, data = read_json(self._json(slot)), self._tensors(slot).read_bytes()
+        if hashlib.sha256(data).hexdigest() != meta["sha256"]:
+            raise InputError("checkpoint tensors do not match their hash")
+        tensors = load(data)
+        params = trainable(model)
+        found = {name.removeprefix("param."): t for name, t in tensors.items() if name.startswith("param.")}
+        if {n: t.shape for n, t in found.items()} != {n: p.shape for n, p in params.items()}:
+            raise InputError("checkpoint holds other parameters")
+        state: dict[int, dict[str, Any]] = {}
+        for name, tensor in tensors.items():
+            kind, index, key = (name.split(".", 2) + ["", ""])[:3]
+            if kind == "state":
+                state.setdefault(int(index), {})[key] = tensor
+        for name, value in meta["plain"].items():
+            index, key = name.split(".", 1)
+            state.setdefault(int(index), {})[key] = value
+        optimizer.load_state_dict({"state": state, "param_groups": meta["groups"]})
+        with torch.no_grad():
+            for name, p in params.items():
+                p.copy_(found[name])
+        return int(meta["steps_charged"])
+
+    def _charged(self, slot: int) -> int:
+        try:
+            return int(read_json(self._json(slot))["steps_charged"])
+        except (DpftError, KeyError, ValueError, TypeError):
+            return -1
+
+    def _json(self, slot: int) -> Path:
+        return self.folder / f"checkpoint-{slot}.json"
+
+    def _tensors(self, slot: int) -> Path:
+        return self.folder / f"checkpoint-{slot}.safetensors"

@@ -1,0 +1,39 @@
+"""From per-example gradients to a sum that no single example moves by more than the clip."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from dpft.per_sample import Form
+
+
+def clip_factors(sq_norm: Tensor, bound: float) -> Tensor:  # [B] -> [B]
+    """Scale that brings each example's gradient within ``bound``.
+
+    Guarantee: factor * norm <= bound, up to one rounding of the dtype.
+    Edge cases: norm 0 -> 1; norm inf or nan -> 0.
+    Reference: Abadi et al. 2016, Algorithm 1."""
+    scale = (bound / sq_norm.sqrt()).clamp(max=1.0)
+    return torch.where(torch.isfinite(sq_norm), scale, torch.zeros_like(scale))
+
+
+def total_sq_norm(forms: Mapping[str, Form]) -> Tensor:
+    """Squared norm of each example's gradient over *all* parameters, [B]: one flat norm."""
+    parts = [form.sq_norm() for form in forms.values()]
+    wide = torch.float64 if any(p.dtype == torch.float64 for p in parts) else torch.float32
+    return torch.stack([p.to(wide) for p in parts]).sum(dim=0)
+
+
+def clipped_sum(forms: Mapping[str, Form], bound: float) -> tuple[dict[str, Tensor], Tensor]:
+    """``sum_b G_b min(1, bound/|G_b|)`` for each parameter, and the squared norms [B] (private).
+
+    An example with any non-finite coordinate counts as zero, in every parameter, before the sum."""
+    sq = total_sq_norm(forms)
+    factors = clip_factors(sq, bound)
+    finite = torch.isfinite(sq)
+    if not bool(finite.all()):
+        forms = {name: form.keep(finite) for name, form in forms.items()}
+    return {name: form.weighted_sum(factors) for name, form in forms.items()}, sq

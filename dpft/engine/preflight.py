@@ -1,0 +1,130 @@
+"""Before any private record is read: proof, on synthetic inputs, that the gradients are per example."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dpft.engine.clipping import total_sq_norm
+from dpft.engine.guard import frozen_digest
+from dpft.errors import InputError, PrivacyError
+from dpft.per_sample import Grads, capture, per_example_gradients
+from dpft.per_sample.batches import examples_in, mapped, take, tensors
+from dpft.per_sample.capture import trainable
+from dpft.per_sample.oracle import Loss
+
+# Relative error allowed between two ways of computing one gradient: rounding, some 100 eps deep.
+_TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
+
+
+def preflight(model: nn.Module, loss: Loss, batch: Any) -> None:
+    """Show that every trainable parameter yields per-example gradients equal to the one-example oracle's.
+
+    ``batch`` is synthetic, with at least two examples. The trainable parameters are moved to random values
+    meanwhile (at a zero-initialised head every gradient below it would be zero and prove nothing), dropout
+    is off, and everything is put back exactly. Raises :class:`PrivacyError` naming the parameter for: one
+    that receives no gradient, one whose gradient is not its example's alone (batch statistics, a lost batch
+    axis, a shared use missed), one that the whole batch shares; and for a model that changes its buffers."""
+    B = examples_in(batch)
+    if B < 2:
+        raise InputError(f"Expected a synthetic batch of at least 2 examples for the preflight, found {B}.")
+    frozen = frozen_digest(model)
+    with _perturbed(model):
+        truth = per_example_gradients(model, loss, batch)
+        for rows in (slice(0, B), slice(0, 1)):
+            part = take(batch, rows)
+            grads, _ = collect(model, loss, part, expected=examples_in(part))
+            if grads.missing:
+                raise PrivacyError(
+                    f"Parameter {grads.missing[0]} is trainable but no gradient reaches it: it would receive noise "
+                    "and no signal. Freeze it, or use it in the forward pass."
+                )
+            _compare(grads, {name: g[rows] for name, g in truth.items()})
+    if frozen_digest(model) != frozen:
+        raise PrivacyError(
+            "The model's forward pass writes to a buffer or a frozen parameter, which would carry private data "
+            "past the noise. Put such modules in eval mode or remove them."
+        )
+
+
+def collect(model: nn.Module, loss: Loss, batch: Any, *, expected: int) -> tuple[Grads, Tensor]:
+    """Per-example gradients and losses [B] of one micro-batch of ``expected`` examples.
+
+    Raises :class:`PrivacyError` unless collate and loss both kept exactly one entry per example."""
+    B = examples_in(batch)
+    if expected != B:
+        raise PrivacyError(f"Expected collate to keep {expected} examples apart, found a leading dimension of {B}.")
+    with capture(model, examples=B) as grads:
+        losses = loss(model, batch)
+        if not isinstance(losses, Tensor) or losses.shape != (B,):
+            found = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
+            raise PrivacyError(
+                f"Expected loss(model, batch) to return one loss per example, shape ({B},), found {found}. "
+                "Use reduction='none' and sum or average within each example only."
+            )
+        losses.sum().backward()  # type: ignore[no-untyped-call]
+    return grads, losses.detach()
+
+
+def _compare(grads: Grads, truth: dict[str, Tensor]) -> None:
+    tolerance = max(_TOLERANCE.get(g.dtype, 0.0) for g in truth.values())
+    overall = torch.stack([g.double().square().sum() for g in truth.values()]).sum().sqrt()
+    for name, g in truth.items():
+        # A gradient that is zero in exact arithmetic (a key's bias) is compared on the scale of the others.
+        scale = g.double().norm() + 1e-3 * overall
+        if not bool((grads[name].dense().double() - g.double()).norm() <= tolerance * scale):
+            raise PrivacyError(
+                f"The gradient of {name} in a batch differs from the same example's gradient alone: examples are "
+                "coupled (batch statistics, in-batch negatives, a mean over the batch) or their axis is lost. "
+                "Change the module that mixes them, or freeze this parameter."
+            )
+    sq = total_sq_norm(grads).double()
+    truth_sq = torch.stack([g.double().flatten(1).square().sum(dim=1) for g in truth.values()]).sum(dim=0)
+    if not bool((sq >= truth_sq * (1 - 2 * tolerance)).all()):
+        raise PrivacyError("A per-example norm came out below the true one; clipping by it would not hold.")
+
+
+@contextmanager
+def _perturbed(model: nn.Module) -> Iterator[None]:
+    """Trainable parameters at random values, every module in eval mode; all put back at the end."""
+    saved = {name: p.detach().clone() for name, p in trainable(model).items()}
+    modes = [(module, module.training) for module in model.modules()]
+    generator = torch.Generator().manual_seed(20211013)  # nothing private depends on it
+    model.eval()
+    try:
+        with torch.no_grad():
+            for p in trainable(model).values():
+                p.add_(0.05 * torch.randn(p.shape, generator=generator).to(p))
+        yield
+    finally:
+        with torch.no_grad():
+            for name, p in trainable(model).items():
+                p.copy_(saved[name])
+        for module, mode in modes:
+            module.training = mode
+
+
+def synthetic_like(batch: Any, examples: int = 3) -> Any:
+    """A batch of the same structure, dtypes and lengths, with made-up contents: nothing of ``batch`` remains.
+
+    Integers become 0 or 1 (valid token ids and labels for any model), floats standard normal, and whatever
+    is called ``attention_mask`` ones. Lengths that equal ``examples`` are avoided: they could hide a lost axis."""
+    generator = torch.Generator().manual_seed(20211013)
+    lengths = {n for t in tensors(batch) for n in t.shape[1:2]}
+    B = examples if examples not in lengths else examples + 1
+
+    def make(t: Tensor) -> Tensor:
+        shape = (B, *t.shape[1:])
+        if t.is_floating_point():
+            return torch.randn(shape, generator=generator, dtype=torch.float32).to(t)
+        return torch.randint(0, 2, shape, generator=generator).to(t)
+
+    made = mapped(batch, make)
+    if isinstance(made, dict) and isinstance(made.get("attention_mask"), Tensor):
+        made["attention_mask"] = torch.ones_like(made["attention_mask"])
+    return made
+

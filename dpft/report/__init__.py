@@ -1,0 +1,1 @@
+"""The privacy statement and the report for people."""

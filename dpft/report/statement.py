@@ -1,0 +1,93 @@
+"""The privacy statement: every figure comes from the plan and the ledger, and can be recomputed from them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dpft_accounting import Bound, Ledger
+
+from dpft import __version__
+from dpft.engine.plan import Plan
+from dpft.errors import InputError, PrivacyError
+
+_ADJACENCY = {
+    "zero_out": "one {unit} replaced by an empty one that contributes nothing; the number of records is public",
+    "add_remove": "one {unit} added or removed; the number of records is secret",
+    "replace": "one {unit} replaced by any other; the number of records is public",
+}
+
+
+def trained(names: Sequence[str], count: int) -> dict[str, Any]:
+    """What trains: how many tensors and coordinates, and a hash of the sorted names."""
+    digest = hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()
+    return {"tensors": len(names), "count": count, "names_sha256": digest}
+
+
+def adjacency_in_words(plan: Plan) -> str:
+    """The neighbouring relation as a reader understands it."""
+    return _ADJACENCY[plan.unit.adjacency].format(unit=plan.unit.name)
+
+
+def not_covered(plan: Plan, *, heldout_public: bool) -> list[str]:
+    """What the guarantee does not speak of, in words."""
+    items = [
+        f"records that belong together: each {plan.unit.name} is protected by itself; somebody with k of them is "
+        "protected k times less",
+        "choosing settings: other runs on the same records (tuning, other seeds) add to what is spent and are not in "
+        "this ledger",
+        "how long a step takes, and the memory of the machine while it trains",
+        "the pretrained weights, which are taken as public",
+        "everything under private/ (losses, norms, checkpoints), which must not leave",
+    ]
+    held = (
+        "held-out records: the recipe declares them public, and their accuracy is published without noise"
+        if heldout_public
+        else "held-out records: their accuracy stays under private/ because it was computed without noise"
+    )
+    return [*items, held]
+
+
+def statement(plan: Plan, facts: Mapping[str, Any], ledger: Ledger) -> dict[str, Any]:
+    """The contents of privacy.json. ``facts`` is what the run wrote beside its plan.
+
+    Raises :class:`PrivacyError` where plan and ledger do not speak of the same mechanism."""
+    run = ledger.runs().get(facts["run"])
+    if run is None:
+        raise InputError(f"The ledger holds no run {facts['run']!r}; expected the ledger of this run.")
+    if run.mechanism != plan.mechanism:
+        raise PrivacyError("The ledger was charged for another mechanism than the plan's; nothing can be certified.")
+    charged = max(run.reserved, run.committed)
+    spent = spent_bound(plan, charged, ledger)
+    private = bool(facts["noise_is_private"])
+    return {
+        "private": private,
+        "unit": plan.unit.name,
+        "adjacency": plan.unit.adjacency,
+        "adjacency_in_words": adjacency_in_words(plan),
+        "epsilon": {"lower": spent.lower, "upper": spent.upper if private else "inf"},
+        "epsilon_planned": plan.epsilon.upper,
+        "delta": plan.delta,
+        "noise_multiplier": plan.noise_multiplier,
+        "clip": plan.clip,
+        "sampler": plan.sampler,
+        "sample_rate": plan.sample_rate,
+        "expected_batch_size": plan.expected_batch_size,
+        "steps_planned": plan.steps,
+        "steps_charged": charged,
+        "trained_parameters": facts["trained_parameters"],
+        "accountant": {"name": spent.method, "versions": dict(spent.versions), "flags": list(spent.flags)},
+        "accountants": plan.certificate["rows"],
+        "noise_source": facts["noise_source"],
+        "dataset": facts["dataset"],
+        "model": facts["model"],
+        "released": "the trained parameters after every step, and everything computed from them",
+        "not_covered": not_covered(plan, heldout_public=bool(facts["heldout_public"])),
+        "dpft_version": __version__,
+    }
+
+
+def spent_bound(plan: Plan, charged: int, ledger: Ledger) -> Bound:
+    """Epsilon of the steps charged: the plan's certified bound when all of them are, else the ledger's own."""
+    return plan.epsilon if charged == plan.steps else ledger.spent(plan.delta)

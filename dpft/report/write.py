@@ -1,0 +1,90 @@
+"""Build the three report files of a run's folder from its plan, its ledger and its public metrics."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from dpft_accounting import Ledger
+
+from dpft.engine.plan import Plan
+from dpft.errors import InputError
+from dpft.files import read_json, write_atomic, write_json
+from dpft.report.plots import epsilon_over_steps
+from dpft.report.statement import statement
+from dpft.report.templates import HTML, MARKDOWN
+
+
+def write_report(folder: Path) -> dict[str, Any]:
+    """Write privacy.json, report.md and report.html; returns the statement.
+
+    Reads plan.json, ledger.jsonl and metrics.jsonl only: nothing under private/."""
+    facts = read_json(folder / "plan.json")
+    try:
+        plan = Plan.from_dict(facts["plan"])
+    except KeyError:
+        raise InputError("plan.json is damaged: expected it as dpft run writes it.") from None
+    made = statement(plan, facts, Ledger.read(folder / "ledger.jsonl"))
+    context = _context(facts["name"], plan, made, _metrics(folder / "metrics.jsonl"))
+    write_json(folder / "privacy.json", made)
+    write_atomic(folder / "report.md", _render(MARKDOWN, context, escape=False).encode())
+    context["plot"] = epsilon_over_steps(plan, made["steps_charged"])
+    write_atomic(folder / "report.html", _render(HTML, context, escape=True).encode())
+    return made
+
+
+def _render(template: str, context: dict[str, Any], *, escape: bool) -> str:
+    import jinja2
+
+    environment = jinja2.Environment(autoescape=escape, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    return environment.from_string(template).render(context)
+
+
+def _context(name: str, plan: Plan, made: dict[str, Any], metrics: list[tuple[str, str]]) -> dict[str, Any]:
+    return {
+        "name": name,
+        "s": made,
+        "eps": figure(made["epsilon"]["upper"]),
+        "plan_lower": plan.epsilon.lower,
+        "mechanism": _mechanism(plan, made),
+        "accountants": [
+            {
+                "method": row["method"].upper(),
+                "lower": figure(row["lower"]),
+                "upper": figure(row["upper"]),
+                "flags": "; ".join(row["flags"]),
+            }
+            for row in made["accountants"]
+        ],
+        "metrics": metrics,
+    }
+
+
+def _mechanism(plan: Plan, made: dict[str, Any]) -> list[tuple[str, str]]:
+    count = made["trained_parameters"]
+    return [
+        ("sampler", plan.sampler),
+        ("sample rate", f"{plan.sample_rate:.6g}"),
+        ("expected batch size", f"{plan.expected_batch_size:g}"),
+        ("clip", f"{plan.clip:g}"),
+        ("noise multiplier", f"{plan.noise_multiplier:.6g}"),
+        ("trained parameters", f"{count['count']:,} in {count['tensors']} tensors"),
+        ("model", made["model"]),
+        ("noise source", made["noise_source"]),
+    ]
+
+
+def figure(value: float | str) -> str:
+    """An epsilon to four decimals, rounded up; ``inf`` as it is."""
+    number = float(value)
+    return f"{math.ceil(number * 1e4) / 1e4:.4f}" if math.isfinite(number) else "infinite"
+
+
+def _metrics(path: Path) -> list[tuple[str, str]]:
+    """Rows of metrics.jsonl that are results, in order. The file holds public figures only."""
+    if not path.exists():
+        return []
+    rows = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+    return [(row["name"], str(row["value"])) for row in rows if "name" in row and "value" in row]

@@ -1,0 +1,230 @@
+"""The whole main job, top to bottom: recipe, plan, model, preflight, data, training, report. Read this first."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dpft.adapter import save_classifier
+from dpft.config import PrivacySection, Recipe, dump_recipe
+from dpft.data import Collator, load_text_data, public_id, synthetic_examples, tokenise
+from dpft.data.fingerprint import fingerprint
+from dpft.engine.checkpoint import Checkpoints
+from dpft.engine.engine import PrivateEngine
+from dpft.engine.plan import Plan, plan
+from dpft.errors import InputError, PrivacyError, TrainingError
+from dpft.evaluate import accuracy
+from dpft.files import private_folder, read_json, sync_folder, write_atomic, write_json
+from dpft.journal import append_line, private_stats
+from dpft.models.classifier import TextClassifier, classification_loss
+from dpft.models.source import ModelSource, load_encoder, load_tokenizer, resolve
+from dpft.peft import LoRA, attach
+from dpft.per_sample.capture import trainable
+from dpft.report.statement import trained
+from dpft.report.write import write_report
+from dpft.schedule import build_optimizer, set_rates
+
+RUN = "train"
+_NEEDED_BYTES = 200_000_000  # free disk space asked for before a run starts
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a finished run has to say. ``heldout_accuracy`` is None unless the held-out records are public."""
+
+    folder: Path
+    plan: Plan
+    statement: dict[str, Any]
+    heldout_accuracy: float | None
+    heldout_records: int | None
+
+
+@dataclass
+class Watch:
+    """How a run reports progress and is asked to stop. Both see public things only."""
+
+    say: Callable[[str], None] = lambda _: None
+    planned: Callable[[Plan], None] = lambda _: None
+    step: Callable[[int, int], None] = lambda _done, _of: None
+    stop: Callable[[], bool] = lambda: False
+
+
+def plan_from(section: PrivacySection, unit: str) -> Plan:
+    """The plan that a recipe's ``[privacy]`` table asks for; touches no data."""
+    return plan(**section.model_dump(), unit=unit)
+
+
+def run(recipe: Recipe, folder: Path, *, resume: bool = False, watch: Watch | None = None) -> Outcome:
+    """Train privately as ``recipe`` says, into ``folder``.
+
+    Order matters: plan and preflight come before any record is read, the ledger before any noise, and nothing
+    is put into ``folder/adapter`` before the last check has passed."""
+    watch = watch or Watch()
+    promised = _promise(recipe, folder, resume)
+    watch.planned(promised)
+    source = resolve(recipe.model.source, recipe.model.revision)
+    watch.say(f"loading {source.public_name}")
+    model, method = build_model(recipe, source)
+    tokenizer = load_tokenizer(source)
+    collate = Collator.for_tokenizer(tokenizer)
+    optimizer = build_optimizer(recipe.optimizer, model, model.head)
+    private = private_folder(folder / "private")
+    with PrivateEngine(
+        model,
+        optimizer,
+        promised,
+        loss=classification_loss,
+        ledger=folder / "ledger.jsonl",
+        dataset=public_id(recipe.data),
+        run=RUN,
+        resume=resume,
+        token_budget=recipe.train.token_budget,
+        on_step=private_stats(private / "steps.jsonl"),
+    ) as engine:
+        _write_facts(folder, recipe, promised, engine, source)
+        watch.say("preflight: every gradient against one example at a time")
+        engine.preflight(_synthetic(recipe, model, collate))
+        watch.say("reading the records")
+        data = load_text_data(recipe.data)
+        _same_records(private / "fingerprint.json", fingerprint(data.train), resume)
+        examples = tokenise(tokenizer, data.train, recipe.data)
+        checkpoints = Checkpoints(private)
+        if resume:
+            _restore(checkpoints, model, optimizer, watch)
+        _train(recipe, engine, examples, collate, checkpoints, watch)
+        engine.finish()
+        model.eval()
+        heldout = tokenise(tokenizer, data.heldout, recipe.data)
+        score = accuracy(model, heldout, collate, recipe.train.token_budget) if heldout else None
+    public = recipe.evaluate.public
+    _record_score(folder, score, len(heldout), public=public)
+    _release(folder, model, method, recipe, source)
+    made = write_report(folder)
+    return Outcome(folder, promised, made, score if public else None, len(heldout) if public else None)
+
+
+def build_model(recipe: Recipe, source: ModelSource) -> tuple[TextClassifier, LoRA]:
+    """The classifier with its method in place; everything else frozen and in eval mode unless dropout is asked for."""
+    section = recipe.method
+    method = LoRA(section.rank, section.alpha, tuple(section.targets))
+    encoder = load_encoder(source)
+    model = TextClassifier(encoder, len(recipe.data.labels), recipe.model.pooling, recipe.model.feature_norm)
+    attach(model, method, train=("head",), seed=recipe.seed)
+    return model.train(recipe.model.dropout), method
+
+
+def _promise(recipe: Recipe, folder: Path, resume: bool) -> Plan:
+    """Make the plan, and the folder it stands in; on resume, the very plan that the folder was made for."""
+    path, text = folder / "run.toml", dump_recipe(recipe)
+    if not resume:
+        if folder.exists() and any(folder.iterdir()):
+            raise InputError(f"The folder {folder} is not empty. Choose another --out, or continue it with --resume.")
+        made = plan_from(recipe.privacy, recipe.data.unit)
+        folder.mkdir(parents=True, exist_ok=True)
+        if shutil.disk_usage(folder).free < _NEEDED_BYTES:
+            raise InputError(f"Expected {_NEEDED_BYTES // 10**6} MB of free disk space for {folder}; make room first.")
+        write_atomic(path, text.encode())
+        return made
+    if not path.is_file():
+        raise InputError(f"There is no run to resume in {folder}: run.toml is missing. Leave --resume out.")
+    if path.read_text() != text:
+        raise PrivacyError(
+            f"The recipe differs from the one that {folder} was started with (run.toml), so the ledger would no longer "
+            "describe what runs. Resume with the same recipe, or start another folder."
+        )
+    if (folder / "privacy.json").exists():
+        raise InputError(f"The run in {folder} is finished; nothing is left to resume.")
+    if not (folder / "plan.json").exists():  # stopped before its first step
+        return plan_from(recipe.privacy, recipe.data.unit)
+    return Plan.from_dict(read_json(folder / "plan.json")["plan"])
+
+
+def _write_facts(folder: Path, recipe: Recipe, promised: Plan, engine: PrivateEngine, source: ModelSource) -> None:
+    """plan.json: the plan, and what else the statement needs. Public figures only."""
+    params = trainable(engine.model)
+    facts = {
+        "name": recipe.name,
+        "run": RUN,
+        "plan": promised.to_dict(),
+        "dataset": public_id(recipe.data),
+        "model": source.public_name,
+        "trained_parameters": trained(list(params), sum(p.numel() for p in params.values())),
+        "noise_source": engine.noise_source,
+        "noise_is_private": engine.noise_is_private,
+        "heldout_public": recipe.evaluate.public,
+    }
+    write_json(folder / "plan.json", facts)
+
+
+def _synthetic(recipe: Recipe, model: TextClassifier, collate: Collator) -> dict[str, Any]:
+    longest = min(recipe.data.max_length, 48)
+    types = "token_type_ids" in collate.model_input_names
+    rng = np.random.default_rng(0)  # shapes for the proof; no privacy rests on it
+    labels = len(recipe.data.labels)
+    examples = synthetic_examples(model.config.vocab_size, 4, (min(5, longest), longest), labels, rng, types)
+    return collate(examples)
+
+
+def _same_records(path: Path, found: str, resume: bool) -> None:
+    """The fingerprint is a function of the records: it stays private, and only says "same" or "changed"."""
+    if resume and path.exists() and read_json(path)["sha256"] != found:
+        raise PrivacyError("The records changed since this run began; its ledger speaks of others. Start a new run.")
+    write_json(path, {"sha256": found}, private=True)
+
+
+def _restore(checkpoints: Checkpoints, model: TextClassifier, optimizer: Any, watch: Watch) -> None:
+    at, remark = checkpoints.restore(model, optimizer)
+    if remark:
+        watch.say(remark)
+    watch.say(f"resuming from the checkpoint at {at} charged steps; later ones stay charged")
+
+
+def _train(
+    recipe: Recipe,
+    engine: PrivateEngine,
+    examples: list[Any],
+    collate: Collator,
+    checkpoints: Checkpoints,
+    watch: Watch,
+) -> None:
+    """Every step that is still allowed. Interruption ends after a whole step, with a checkpoint."""
+    steps, every = engine.plan.steps, recipe.train.checkpoint_every
+    if engine.steps_charged >= steps:
+        return
+    for batch in engine.batches(examples, collate):
+        done = engine.steps_charged
+        set_rates(engine.optimizer, recipe.optimizer, done - 1, steps)
+        engine.step(batch)
+        watch.step(done, steps)
+        stopping = watch.stop()
+        if stopping or (every and done % every == 0) or done == steps:
+            checkpoints.save(engine.model, engine.optimizer, done)
+            engine.commit()
+        if stopping and done < steps:
+            raise TrainingError(f"Stopped after step {done} of {steps}, with a checkpoint; continue with --resume.")
+
+
+def _record_score(folder: Path, score: float | None, records: int, *, public: bool) -> None:
+    if score is None:
+        return
+    if public:
+        append_line(folder / "metrics.jsonl", {"name": "accuracy on held-out records", "value": round(score, 4)})
+        append_line(folder / "metrics.jsonl", {"name": "held-out records", "value": records})
+    else:
+        write_json(folder / "private" / "evaluation.json", {"accuracy": score, "records": records}, private=True)
+
+
+def _release(folder: Path, model: TextClassifier, method: LoRA, recipe: Recipe, source: ModelSource) -> None:
+    """Write the adapter beside its place and rename it in, so that it is there whole or not at all."""
+    part = folder / "adapter.part"
+    shutil.rmtree(part, ignore_errors=True)
+    save_classifier(
+        model, method, part, base=source.public_name, revision=source.revision, labels=recipe.data.labels
+    )
+    part.rename(folder / "adapter")
+    sync_folder(folder)
