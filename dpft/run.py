@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from dpft.adapter import save_classifier
 from dpft.config import PrivacySection, Recipe, dump_recipe
@@ -84,6 +85,7 @@ def run(recipe: Recipe, folder: Path, *, resume: bool = False, watch: Watch | No
         run=RUN,
         resume=resume,
         token_budget=recipe.train.token_budget,
+        compute=torch.bfloat16 if __import__("os").environ.get("BF") else torch.float32,
         on_step=private_stats(private / "steps.jsonl"),
     ) as engine:
         _write_facts(folder, recipe, promised, engine, source)

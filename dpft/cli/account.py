@@ -57,7 +57,7 @@ def show_ledger(path: Path, delta: float | None, *, as_json: bool) -> None:
     at = _delta(ledger, delta)
     spent = ledger.spent(at)
     runs = {
-        name: {"mechanism": run.mechanism.to_dict(), "reserved": run.reserved, "committed": run.committed}
+        name: {"mechanism": run.mech.to_dict(), "reserved": run.reserved, "committed": run.committed}
         for name, run in ledger.runs().items()
     }
     budget = ledger.budget

@@ -51,8 +51,9 @@ def plan_table(made: Plan) -> Table:
     table.add_row("noise multiplier", f"{made.noise_multiplier:.6g}, clip {made.clip:g}")
     for row in made.certificate["rows"]:
         remarks = "".join(f"; {flag}" for flag in row["flags"])
-        bounds = f"epsilon in [{figure(row['lower'])}, {figure(row['upper'])}]{remarks}"
-        table.add_row(f"  {row['method'].upper()}", bounds)
+        low, high = figure(row["lower"]), figure(row["upper"])
+        bounds = f"epsilon between {low} and {high}" if row["lower"] else f"epsilon at most {high}"
+        table.add_row(f"  {row['method'].upper()}", bounds + remarks)
     for flag in made.epsilon.flags:
         table.add_row("  remark", flag)
     return table

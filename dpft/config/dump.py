@@ -31,8 +31,8 @@ def _value(value: object) -> str:
         case int() | float():
             return repr(value)  # the shortest digits that read back as the same number
         case str():
-            # JSON's escapes are TOML's, but for DEL, which TOML wants escaped as well.
-            return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+            # JSON's escapes are TOML's; DEL, which only TOML wants escaped, is refused in every text.
+            return json.dumps(value, ensure_ascii=False)
         case list() | tuple():
             return "[" + ", ".join(_value(item) for item in value) + "]"
     raise TypeError(f"no TOML for {type(value).__name__}")  # unreachable: sections hold only the above

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from typing import Any, get_args
 
@@ -69,16 +69,17 @@ def unknown_key(place: str, known: Mapping[str, str]) -> InputError:
             "or a data set; remove it."
         )
     siblings = [name for name in known if name.rpartition(".")[0] == section]
-    names = get_close_matches(place, siblings, n=1, cutoff=0.6) or _nearest_leaf(leaf, known)
-    if names:
-        return InputError(f'{shown(place)} is not a field of a recipe; did you mean "{names[0]}"?')
+    elsewhere = [name for name in known if name.rpartition(".")[2] == leaf]
+    nearest = elsewhere[0] if len(elsewhere) == 1 else _nearest(leaf, siblings) or _nearest(leaf, known)
+    if nearest:
+        return InputError(f'{shown(place)} is not a field of a recipe; did you mean "{nearest}"?')
     listed = ", ".join(name.rpartition(".")[2] for name in siblings)
     return InputError(f"{shown(place)} is not a field of a recipe; the fields here are: {listed}.")
 
 
-def _nearest_leaf(leaf: str, known: Mapping[str, str]) -> list[str]:
-    leaves = {name.rpartition(".")[2]: name for name in known}
-    return [leaves[match] for match in get_close_matches(leaf, leaves, n=1, cutoff=0.6)]
+def _nearest(leaf: str, names: Iterable[str]) -> str | None:
+    leaves = {name.rpartition(".")[2]: name for name in names}
+    return next((leaves[match] for match in get_close_matches(leaf, leaves, n=1, cutoff=0.6)), None)
 
 
 def shown(value: object, limit: int = 80) -> str:
@@ -139,9 +140,18 @@ def _found(value: object) -> str:
         return f'the text "{shown(value)}"'
     if isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, dict):
-        return "a table"
-    return shown(repr(value) if isinstance(value, (int, float, list, tuple)) else type(value).__name__)
+    if isinstance(value, int) and abs(value) >= 2**64:
+        return "a number beyond 64 bits"  # Python refuses to print thousands of digits
+    if isinstance(value, int | float):
+        return repr(value)
+    # What is nested may be nested too deeply to print.
+    return (
+        "a table"
+        if isinstance(value, dict)
+        else "an array"
+        if isinstance(value, list | tuple)
+        else type(value).__name__
+    )
 
 
 def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:

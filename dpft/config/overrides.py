@@ -10,7 +10,7 @@ from typing import Any
 from dpft.config.explain import shown
 from dpft.errors import InputError
 
-_KEY = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+){0,3}")
+_KEY = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)?")  # a field, or section.field
 _MAX_CHARACTERS = 4096
 
 
@@ -21,15 +21,11 @@ def apply_overrides(values: dict[str, Any], overrides: Iterable[str]) -> dict[st
     ``--set name=trial`` needs no quotes. An empty value removes the key, which is how
     ``--set privacy.epsilon= --set privacy.noise_multiplier=1.0`` turns one choice into another.
     """
-    changed = _copy(values)
+    changed = {name: dict(table) if isinstance(table, dict) else table for name, table in values.items()}
     for override in overrides:
         key, value = _parts(override)
         _set(changed, key, value)
     return changed
-
-
-def _copy(values: dict[str, Any]) -> dict[str, Any]:
-    return {key: _copy(value) if isinstance(value, dict) else value for key, value in values.items()}
 
 
 def _parts(override: str) -> tuple[list[str], str]:

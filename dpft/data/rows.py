@@ -112,6 +112,7 @@ def _text(row: Row, field: str, name: str) -> str:
 def _listed(names: tuple[str, ...]) -> str:
     """Column names for an error; of a file without a header they would be a record, so texts are left out."""
     shown = [name for name in names[:_MAX_NAMES] if _HARMLESS_NAME.fullmatch(name)]
-    more = len(names) - len(shown)
-    others = f"{more} more whose names are not shown" if shown else f"{more} whose names are not shown"
-    return "the columns " + ", ".join(shown + ([others] if more else []))
+    hidden = len(names) - len(shown)
+    return f"the columns {', '.join(shown) or '(none)'}" + (
+        f" and {hidden} with names not shown" if hidden else ""
+    )

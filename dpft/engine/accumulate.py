@@ -32,13 +32,15 @@ class Accumulator:
     """Sums per-example gradients clipped to ``bound`` into one flat float64 vector.
 
     ``token_budget`` is the size of a micro-batch (examples times longest); it only ever shrinks, when memory
-    runs out. It decides speed and memory, never the result."""
+    runs out. It decides speed and memory, never the result. ``compute`` is the type of the model's matrix
+    products; norms, factors and sums are float32 or wider whatever it is."""
 
     model: nn.Module
     loss: Loss
     params: Mapping[str, nn.Parameter]
     bound: float
     token_budget: int
+    compute: torch.dtype = torch.float32
 
     def sum(self, batch: LogicalBatch) -> tuple[Tensor, UnreleasedStats]:
         """[d] float64, parameters in order; an empty batch gives zeros."""
@@ -70,7 +72,7 @@ class Accumulator:
 
     def _one(self, batch: LogicalBatch, piece: list[int]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         tensors = to_device(batch.collate([batch.examples[i] for i in piece]), self.device)
-        grads, losses = collect(self.model, self.loss, tensors, expected=len(piece))
+        grads, losses = collect(self.model, self.loss, tensors, expected=len(piece), compute=self.compute)
         if not len(grads):
             return {}, torch.zeros(len(piece)), losses
         sums, sq = clipped_sum(grads, self.bound)

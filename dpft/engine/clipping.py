@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dpft.per_sample import Form
+from dpft.per_sample.precision import full_precision
 
 
 def clip_factors(sq_norm: Tensor, bound: float) -> Tensor:  # [B] -> [B]
@@ -20,13 +21,14 @@ def clip_factors(sq_norm: Tensor, bound: float) -> Tensor:  # [B] -> [B]
     return torch.where(torch.isfinite(sq_norm), scale, torch.zeros_like(scale))
 
 
+@full_precision()
 def total_sq_norm(forms: Mapping[str, Form]) -> Tensor:
-    """Squared norm of each example's gradient over *all* parameters, [B]: one flat norm."""
-    parts = [form.sq_norm() for form in forms.values()]
-    wide = torch.float64 if any(p.dtype == torch.float64 for p in parts) else torch.float32
-    return torch.stack([p.to(wide) for p in parts]).sum(dim=0)
+    """Squared norm of each example's gradient over *all* parameters, [B] float64: one flat norm."""
+    return torch.stack([form.sq_norm() for form in forms.values()]).sum(dim=0)
 
 
+@torch.no_grad()
+@full_precision()
 def clipped_sum(forms: Mapping[str, Form], bound: float) -> tuple[dict[str, Tensor], Tensor]:
     """``sum_b G_b min(1, bound/|G_b|)`` for each parameter, and the squared norms [B] (private).
 

@@ -31,7 +31,8 @@ class PrivateEngine(AbstractContextManager["PrivateEngine"]):
     gradient. ``loss(model, batch)`` returns one loss per example. ``ledger`` is the path of the ledger, to
     which every step is written before its noise is drawn; ``dataset`` and ``run`` name the data set and this
     training in it. With ``resume`` a run that the ledger already holds is continued: its charged steps stay
-    charged. ``on_step`` receives figures that are private and must stay so.
+    charged. ``token_budget`` is the size of a micro-batch in tokens, padding included; ``compute`` = bfloat16
+    runs the model's matrix products in that type. ``on_step`` receives figures that are private and must stay so.
 
     Guarantee: the sequence of all parameter values after every step is (epsilon, delta)-DP as the plan
     certifies, for its unit and adjacency. Not covered: the timing of steps, and whatever the caller derives
@@ -50,6 +51,7 @@ class PrivateEngine(AbstractContextManager["PrivateEngine"]):
         run: str = "train",
         resume: bool = False,
         token_budget: int = 4096,
+        compute: torch.dtype = torch.float32,
         on_step: Callable[[UnreleasedStats], None] | None = None,
         words: Words | None = None,
     ) -> None:
@@ -57,7 +59,7 @@ class PrivateEngine(AbstractContextManager["PrivateEngine"]):
         self._loss, self._on_step = loss, on_step
         self._guard = Guard(model, optimizer)
         self._noise = GriddedGaussian(plan.clip, plan.noise_multiplier, self._guard.coordinates)
-        self._sums = Accumulator(model, loss, self._guard.params, self._noise.bound, token_budget)
+        self._sums = Accumulator(model, loss, self._guard.params, self._noise.bound, token_budget, compute)
         self._words = Keystream() if words is None else words
         self._current: LogicalBatch | None = None
         self._steps_here = 0

@@ -51,15 +51,20 @@ def preflight(model: nn.Module, loss: Loss, batch: Any) -> None:
         )
 
 
-def collect(model: nn.Module, loss: Loss, batch: Any, *, expected: int) -> tuple[Grads, Tensor]:
+def collect(
+    model: nn.Module, loss: Loss, batch: Any, *, expected: int, compute: torch.dtype = torch.float32
+) -> tuple[Grads, Tensor]:
     """Per-example gradients and losses [B] of one micro-batch of ``expected`` examples.
 
+    ``compute`` = bfloat16 runs the matrix products of the forward and backward pass in that type (autocast).
     Raises :class:`PrivacyError` unless collate and loss both kept exactly one entry per example."""
     B = examples_in(batch)
     if expected != B:
         raise PrivacyError(f"Expected collate to keep {expected} examples apart, found a leading dimension of {B}.")
+    device = next(iter(trainable(model).values())).device.type
     with capture(model, examples=B) as grads:
-        losses = loss(model, batch)
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=compute == torch.bfloat16):
+            losses = loss(model, batch)
         if not isinstance(losses, Tensor) or losses.shape != (B,):
             found = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
             raise PrivacyError(

@@ -19,6 +19,8 @@ from functools import reduce
 import torch
 from torch import Tensor
 
+from dpft.per_sample.precision import CHAIN, inner_products
+
 
 def wide(x: Tensor) -> Tensor:
     """``x`` in at least float32: half-precision squares overflow, and their sums lose the small terms."""
@@ -40,7 +42,7 @@ class Form(ABC):
 
     @abstractmethod
     def sq_norm(self) -> Tensor:
-        """Squared Euclidean norm of each example's gradient, [B], float32 or wider."""
+        """Squared Euclidean norm of each example's gradient, [B], float64."""
 
     @abstractmethod
     def weighted_sum(self, c: Tensor) -> Tensor:
@@ -63,9 +65,12 @@ class Form(ABC):
 def rounded_up(sq_norm: Tensor, span: Tensor) -> Tensor:  # [B], [B] -> [B]
     """A squared norm made of terms that can cancel, moved up by what rounding may have taken from it.
 
-    Terms whose magnitudes add up to ``span**2`` leave an error of a few eps * span**2; a norm that comes
-    out too small would let its example exceed the clip, one a little too large only clips it a little more."""
-    return sq_norm.clamp_min(0.0) + 4 * torch.finfo(sq_norm.dtype).eps * span.square()
+    ``span`` is the sum of the terms' norms, in the type that the products were taken in. Each entry of the
+    Gram matrices is off by at most CHAIN * eps/2 of the norms it is made of, their product by twice that, and
+    ``span`` itself by a few eps; the sums are float64. A norm that came out too small would let its example
+    exceed the clip, one a little too large only clips it a little more."""
+    eps = torch.finfo(span.dtype).eps
+    return sq_norm.clamp_min(0.0) + (CHAIN + 4) * eps * span.double().square()
 
 
 def _blank(x: Tensor, mask: Tensor) -> Tensor:
@@ -89,7 +94,7 @@ class Dense(Form):
 
     def sq_norm(self) -> Tensor:
         flat = wide(self.g).reshape(self.batch, _size(self.g))
-        return torch.linalg.vector_norm(flat, dim=1).square()
+        return torch.linalg.vector_norm(flat, dim=1).double().square()  # squares of float32 over- and underflow
 
     def weighted_sum(self, c: Tensor) -> Tensor:
         flat = wide(self.g).reshape(self.batch, _size(self.g))
@@ -131,7 +136,8 @@ class Outer(Form):
 
     def sq_norm(self) -> Tensor:
         left, right = wide(self.left), wide(self.right)
-        return rounded_up((left @ left.mT).mul_(right @ right.mT).sum(dim=(1, 2)), self.span())
+        grams = inner_products(left, left).mul_(inner_products(right, right))
+        return rounded_up(grams.sum(dim=(1, 2)), self.span())
 
     def span(self) -> Tensor:
         """Sum over t of the norms of the terms, [B]: the norm if nothing cancelled."""
@@ -179,7 +185,7 @@ class Rows(Form):
         """Uses of one row are summed as vectors."""
         g = wide(self.g)
         same = self.index.unsqueeze(2) == self.index.unsqueeze(1)
-        return rounded_up((g @ g.mT).mul_(same).sum(dim=(1, 2)), self.span())
+        return rounded_up(inner_products(g, g).mul_(same).sum(dim=(1, 2)), self.span())
 
     def span(self) -> Tensor:
         """Sum over t of the norms of the terms, [B]: the norm if nothing cancelled."""
@@ -225,7 +231,7 @@ class RowsAndOuter(Form):
         g = wide(self.rows.g)  # [B,T,D]
         B, S = left.shape[:2]
         index = self.rows.index.unsqueeze(1).expand(B, S, g.shape[1])
-        cross = left.gather(2, index).mul_(right @ g.mT).sum(dim=(1, 2))
+        cross = inner_products(right, g).mul_(left.gather(2, index)).sum(dim=(1, 2))
         squares = self.rows.sq_norm() + self.outer.sq_norm()
         return rounded_up(squares + 2 * cross, self.rows.span() + self.outer.span())
 

@@ -24,7 +24,8 @@ Sink = Callable[[Form], None]
 
 
 def by_token(x: Tensor) -> Tensor:
-    """[B, ..., N] -> [B, T, N]; works for an empty batch, where ``reshape(B, -1, N)`` does not."""
+    """[B, ..., N] -> [B, T, N], off the graph; works for an empty batch, where ``reshape(B, -1, N)`` does not."""
+    x = x.detach()
     return x.unsqueeze(1) if x.dim() == 2 else x.flatten(1, -2)
 
 

@@ -68,14 +68,19 @@ def _plain(x: Tensor, name: str) -> Tensor:
     """A layer's input must be an activation; a parameter there would be a use without a rule."""
     if isinstance(x, Tracked):
         raise _no_rule(name, (x,), {})
-    if torch.is_autocast_enabled(x.device.type) and x.is_floating_point():
-        return x.to(torch.get_autocast_dtype(x.device.type))
     return x
+
+
+def _product(x: Tensor, name: str) -> Tensor:
+    """The input of a matrix product, in the dtype that autocast would give it."""
+    x = _plain(x, name)
+    on = torch.is_autocast_enabled(x.device.type)
+    return x.to(torch.get_autocast_dtype(x.device.type)) if on else x
 
 
 @rule(F.linear)
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    x = _plain(input, "linear")
+    x = _product(input, "linear")
     if x.dim() < 2:
         raise _no_rule("linear (without a batch axis)", (weight, bias), {})
     out: Tensor = LinearFn.apply(x, weight, bias, False, _sink(weight), _sink(bias))
@@ -87,7 +92,7 @@ def conv1d(input: Tensor, mat1: Tensor, mat2: Tensor, *, beta: float = 1, alpha:
     """GPT-2's Conv1D: ``addmm(bias [O], x [B*T, I], weight [I, O])``. It flattens the batch, so the number
     of examples must be known; that the rows are example by example is what the preflight proves."""
     grads = _grads_of(input, mat2)
-    x = _plain(mat1, "addmm")
+    x = _product(mat1, "addmm")
     B = grads.examples
     if B is None or input.dim() != 1 or (beta, alpha) != (1, 1) or (B and x.shape[0] % B):
         raise _no_rule("addmm (other than Conv1D's, on a known number of examples)", (input, mat2), {})
@@ -102,7 +107,7 @@ def matmul(input: Tensor, other: Tensor) -> Tensor:
     """``x @ W`` with a matrix W on the right."""
     if isinstance(input, Tracked) or other.dim() != 2 or input.dim() < 2:
         raise _no_rule("matmul (other than activation @ matrix)", (input, other), {})
-    out: Tensor = LinearFn.apply(_plain(input, "matmul"), other, None, True, _sink(other), None)
+    out: Tensor = LinearFn.apply(_product(input, "matmul"), other, None, True, _sink(other), None)
     return out
 
 

@@ -26,13 +26,13 @@ def epsilon_over_steps(plan: Plan, charged: int) -> str:
     axes.plot([0, *steps], [0.0, *values], color=_ACCENT, lw=2)
     axes.axhline(plan.epsilon.upper, color=_INK, lw=1, ls="--")
     axes.annotate(
-        f"planned budget {plan.epsilon.upper:.3f}", (0, plan.epsilon.upper), xytext=(4, -12),
+        f"planned budget {plan.epsilon.upper:.4f}", (0, plan.epsilon.upper), xytext=(4, -12),
         textcoords="offset points", color=_INK, fontsize=9,
     )  # fmt: skip
     if charged:
         axes.plot([charged], [values[steps.index(charged)]], "o", color=_ACCENT, ms=7, clip_on=False)
         axes.annotate(
-            f"charged: {charged} steps", (charged, values[steps.index(charged)]), xytext=(-6, -16),
+            f"charged: {charged} steps", (charged, values[steps.index(charged)]), xytext=(-8, -34),
             textcoords="offset points", ha="right", color=_ACCENT, fontsize=9,
         )  # fmt: skip
     axes.set_xlabel("steps")

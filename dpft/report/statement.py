@@ -33,8 +33,8 @@ def adjacency_in_words(plan: Plan) -> str:
 def not_covered(plan: Plan, *, heldout_public: bool) -> list[str]:
     """What the guarantee does not speak of, in words."""
     items = [
-        f"records that belong together: each {plan.unit.name} is protected by itself; somebody with k of them is "
-        "protected k times less",
+        f"records that belong together: each {plan.unit.name} is protected by itself; somebody with k of them has "
+        "k times the epsilon, and a delta of about k exp((k-1) epsilon) delta",
         "choosing settings: other runs on the same records (tuning, other seeds) add to what is spent and are not in "
         "this ledger",
         "how long a step takes, and the memory of the machine while it trains",
@@ -56,7 +56,7 @@ def statement(plan: Plan, facts: Mapping[str, Any], ledger: Ledger) -> dict[str,
     run = ledger.runs().get(facts["run"])
     if run is None:
         raise InputError(f"The ledger holds no run {facts['run']!r}; expected the ledger of this run.")
-    if run.mechanism != plan.mechanism:
+    if run.mech != plan.mechanism:
         raise PrivacyError("The ledger was charged for another mechanism than the plan's; nothing can be certified.")
     charged = max(run.reserved, run.committed)
     spent = spent_bound(plan, charged, ledger)

@@ -2,33 +2,47 @@
 
 MARKDOWN = """\
 # Privacy report: {{ name }}
+
 {% if not s.private %}
 **NOT PRIVATE: {{ s.noise_source }}.**
+
 {% endif %}
 Training on *{{ s.dataset }}* satisfies **({{ eps }}, {{ s.delta }})-differential privacy** for each
 {{ s.unit }}: {{ s.adjacency_in_words }}.
 
+## Plan against ledger
+
 | | planned | ledger |
 |---|---|---|
-| epsilon, upper bound | {{ "%.4f" | format(s.epsilon_planned) }} | {{ eps }} |
-| epsilon, lower bound | {{ "%.4f" | format(plan_lower) }} | {{ "%.4f" | format(s.epsilon.lower) }} |
+| epsilon, upper bound | {{ planned.upper }} | {{ eps }} |
+| epsilon, lower bound | {{ planned.lower }} | {{ eps_lower }} |
 | steps | {{ s.steps_planned }} | {{ s.steps_charged }} |
 
-| mechanism | |
+## Mechanism
+
+| | |
 |---|---|
-{% for name, value in mechanism %}| {{ name }} | {{ value }} |
+{% for name, value in mechanism %}
+| {{ name }} | {{ value }} |
 {% endfor %}
-| accountant | lower | upper | remarks |
+
+## Accountants
+
+| | lower | upper | remarks |
 |---|---|---|---|
-{% for row in accountants %}| {{ row.method }} | {{ row.lower }} | {{ row.upper }} | {{ row.flags }} |
+{% for row in accountants %}
+| {{ row.method }} | {{ row.lower }} | {{ row.upper }} | {{ row.flags }} |
 {% endfor %}
+
 {% if metrics %}
 ## Utility
 
 | | |
 |---|---|
-{% for name, value in metrics %}| {{ name }} | {{ value }} |
+{% for name, value in metrics %}
+| {{ name }} | {{ value }} |
 {% endfor %}
+
 {% endif %}
 ## What is covered
 
@@ -36,7 +50,8 @@ Training on *{{ s.dataset }}* satisfies **({{ eps }}, {{ s.delta }})-differentia
 
 ## What is not covered
 
-{% for item in s.not_covered %}- {{ item }}
+{% for item in s.not_covered %}
+- {{ item }}
 {% endfor %}
 """
 
@@ -67,10 +82,10 @@ each {{ s.unit }}: {{ s.adjacency_in_words }}.</p>
 {% for name, value in metrics[:1] %}<div><b>{{ value }}</b><span>{{ name }}</span></div>{% endfor %}</div>
 <h2>Plan against ledger</h2>
 <table><tr><th></th><th>planned</th><th>ledger</th></tr>
-<tr><td>epsilon, upper bound</td><td>{{ "%.4f" | format(s.epsilon_planned) }}</td><td>{{ eps }}</td></tr>
-<tr><td>epsilon, lower bound</td><td>{{ "%.4f" | format(plan_lower) }}</td>
-<td>{{ "%.4f" | format(s.epsilon.lower) }}</td></tr>
+<tr><td>epsilon, upper bound</td><td>{{ planned.upper }}</td><td>{{ eps }}</td></tr>
+<tr><td>epsilon, lower bound</td><td>{{ planned.lower }}</td><td>{{ eps_lower }}</td></tr>
 <tr><td>steps</td><td>{{ s.steps_planned }}</td><td>{{ s.steps_charged }}</td></tr></table>
+<h2>Privacy spent over the steps</h2>
 {{ plot | safe }}
 <h2>Mechanism</h2>
 <table>{% for name, value in mechanism %}<tr><td>{{ name }}</td><td>{{ value }}</td></tr>{% endfor %}</table>

@@ -29,16 +29,17 @@ def write_report(folder: Path) -> dict[str, Any]:
     made = statement(plan, facts, Ledger.read(folder / "ledger.jsonl"))
     context = _context(facts["name"], plan, made, _metrics(folder / "metrics.jsonl"))
     write_json(folder / "privacy.json", made)
-    write_atomic(folder / "report.md", _render(MARKDOWN, context, escape=False).encode())
+    write_atomic(folder / "report.md", _render(MARKDOWN, context).encode())
     context["plot"] = epsilon_over_steps(plan, made["steps_charged"])
-    write_atomic(folder / "report.html", _render(HTML, context, escape=True).encode())
+    write_atomic(folder / "report.html", _render(HTML, context).encode())
     return made
 
 
-def _render(template: str, context: dict[str, Any], *, escape: bool) -> str:
+def _render(template: str, context: dict[str, Any]) -> str:
+    # Escaped in Markdown too: it may hold HTML, and names come from a recipe.
     import jinja2
 
-    environment = jinja2.Environment(autoescape=escape, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(template).render(context)
 
 
@@ -47,12 +48,13 @@ def _context(name: str, plan: Plan, made: dict[str, Any], metrics: list[tuple[st
         "name": name,
         "s": made,
         "eps": figure(made["epsilon"]["upper"]),
-        "plan_lower": plan.epsilon.lower,
+        "eps_lower": figure(made["epsilon"]["lower"]),
+        "planned": {"upper": figure(plan.epsilon.upper), "lower": figure(plan.epsilon.lower)},
         "mechanism": _mechanism(plan, made),
         "accountants": [
             {
                 "method": row["method"].upper(),
-                "lower": figure(row["lower"]),
+                "lower": figure(row["lower"]) if row["lower"] else "none claimed",
                 "upper": figure(row["upper"]),
                 "flags": "; ".join(row["flags"]),
             }

@@ -1,0 +1,48 @@
+"""Validation of single values, worded alike everywhere: what was expected, what was found."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from numbers import Integral, Real
+from typing import Any
+
+from .errors import AccountingError
+
+
+def real(name: str, value: object, *, minimum: float = -math.inf, infinite: bool = False) -> float:
+    """``value`` as a float; refuses booleans, text, nan, less than ``minimum`` and, by default, infinity."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise AccountingError(f"Expected {name} to be a number, found {value!r}.")
+    number = float(value)
+    if math.isnan(number) or number < minimum or (math.isinf(number) and not infinite):
+        limit = "" if minimum == -math.inf else f" of at least {minimum:g}"
+        raise AccountingError(f"Expected {name} to be a finite number{limit}, found {value!r}.")
+    return number
+
+
+def integer(name: str, value: object, *, minimum: int) -> int:
+    """``value`` as an int; refuses booleans, floats (also whole ones) and values below ``minimum``."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < minimum:
+        raise AccountingError(f"Expected {name} to be a whole number of at least {minimum}, found {value!r}.")
+    return int(value)
+
+
+def text(name: str, value: object, *, longest: int = 200) -> str:
+    """``value`` if it is printable, non-empty text of at most ``longest`` characters."""
+    if not isinstance(value, str) or not 0 < len(value) <= longest or not value.isprintable():
+        raise AccountingError(
+            f"Expected {name} to be 1 to {longest} printable characters, found {value!r:.60}."
+        )
+    return value
+
+
+def exact_keys(name: str, value: object, keys: set[str]) -> Mapping[str, Any]:
+    """``value`` if it is a mapping with these keys, no fewer and no more."""
+    if not isinstance(value, Mapping):
+        raise AccountingError(f"Expected {name} to be a mapping, found {value!r:.60}.")
+    if set(value) != keys:
+        raise AccountingError(
+            f"Expected {name} to have the keys {sorted(keys)}, found {sorted(map(str, value))}."
+        )
+    return value

@@ -1,0 +1,213 @@
+"""A2, A11: what has no rule raises and names the parameter; nothing unclipped is left behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dpft.errors import PrivacyError
+from dpft.per_sample import capture, expand
+
+D = 4
+
+
+class Uses(nn.Module):
+    """One parameter ``odd``, used as a test says."""
+
+    def __init__(self, use: Callable[[Tensor, Tensor], Tensor], *shape: int) -> None:
+        super().__init__()
+        self.use, self.odd = use, nn.Parameter(torch.rand(shape or (D, D)) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.use(self.odd, x)
+
+
+def backward(model: nn.Module, x: Tensor) -> None:
+    with capture(model, examples=x.shape[0]):
+        model(x).flatten(1).sum().backward()
+
+
+NO_RULE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "p.t()": lambda p, x: x @ p.t(),
+    "p.T": lambda p, x: x @ p.T,
+    "p.mT": lambda p, x: x @ p.mT,
+    "exp": lambda p, x: x @ torch.exp(p),
+    "einsum": lambda p, x: torch.einsum("btd,de->bte", x, p),
+    "p @ x": lambda p, x: p @ x.mT,
+    "p @ p": lambda p, x: x + p @ p,
+    "p * p": lambda p, x: x @ (p * p),
+    "index": lambda p, x: x * p[0],
+    "unsqueeze": lambda p, x: x * p.unsqueeze(0),
+    "expand": lambda p, x: x @ p.expand(x.shape[0], D, D),
+    "view": lambda p, x: x @ p.view(D, D),
+    "to": lambda p, x: x @ p.to(torch.float32).double(),
+    "cat": lambda p, x: torch.cat([x, p.expand(x.shape[0], D, D)], 1),
+    "stack": lambda p, x: x + torch.stack([p] * x.shape[0]).sum(1, keepdim=True),
+    "sum": lambda p, x: x * p.sum(),
+    "norm": lambda p, x: x / p.norm(),
+    "unbind": lambda p, x: x * p.unbind()[0],
+    "chunk": lambda p, x: x @ torch.cat(torch.chunk(p, 2), 0),
+    "where": lambda p, x: torch.where(x[:, :D] > 0, p, x[:, :D]),
+    "bmm": lambda p, x: torch.bmm(x, p.expand(x.shape[0], D, D)),
+    "clone": lambda p, x: x @ p.clone(),
+    "addmm": lambda p, x: torch.addmm(p, x[:, 0, :].expand(D, D), x[0, 0].expand(D, D)),
+    "mul_": lambda p, x: x.clone().mul_(p[0]),
+    "add with two parameters": lambda p, x: x + torch.add(p, p),
+    "linear on the parameter": lambda p, x: x + F.linear(p, x[0, 0][None]).mT,
+    "layer norm of the parameter": lambda p, x: x * F.layer_norm(p, (D,)).sum(),
+    "weight norm": lambda p, x: x @ (p / p.norm(dim=0, keepdim=True)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("use", NO_RULE.values(), ids=NO_RULE.keys())
+def test_function_without_a_rule_is_refused_by_name(use: Callable[[Tensor, Tensor], Tensor]) -> None:
+    model = Uses(use).double()
+    with pytest.raises(PrivacyError, match="odd"):
+        backward(model, torch.randn(3, 5, D, dtype=torch.float64))
+    assert model.odd.grad is None
+    assert type(model.odd) is nn.Parameter
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [nn.Conv1d(5, 2, 1), nn.Bilinear(D, D, 2), nn.GRU(D, 3), nn.MultiheadAttention(D, 2), nn.PReLU(), nn.GroupNorm(5, 5)],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_stock_layer_without_a_rule_is_refused(layer: nn.Module) -> None:
+    x = torch.randn(3, 5, D)
+    inputs = {"Bilinear": (x, x), "MultiheadAttention": (x, x, x)}.get(type(layer).__name__, (x,))
+    with pytest.raises(PrivacyError), capture(layer, examples=3):
+        out = layer(*inputs)
+        (out if isinstance(out, Tensor) else out[0]).sum().backward()
+    assert all(p.grad is None for p in layer.parameters())
+
+
+HIDDEN: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "for row in p": lambda p, x: x * next(iter(p)),
+    "assignment": lambda p, x: _assigned(x, p),
+    "p.data made to need a gradient": lambda p, x: x @ _leak(p),
+}  # fmt: skip
+
+
+def _assigned(x: Tensor, p: Tensor) -> Tensor:
+    y = x.clone()
+    y[:, 0] = p[0] if False else torch.zeros(())
+    y[:, :D] = p
+    return y
+
+
+def _leak(p: Tensor) -> Tensor:
+    """A function that torch does not announce: a plain autograd function of somebody's own."""
+
+    class Own(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, p: Tensor) -> Tensor:
+            return p * 1.0
+
+        @staticmethod
+        def backward(ctx: Any, g: Tensor) -> Tensor:
+            return g
+
+    return Own.apply(p)
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["no gradient before", "a gradient before"])
+@pytest.mark.parametrize("use", HIDDEN.values(), ids=HIDDEN.keys())
+def test_ordinary_gradient_that_slips_past_is_found_and_dropped(
+    use: Callable[[Tensor, Tensor], Tensor], kept: bool
+) -> None:
+    """A11: the second net. No reachable tensor holds the raw sum."""
+    model = Uses(use).double()
+    if kept:
+        model.odd.grad = torch.zeros_like(model.odd)
+    with pytest.raises(PrivacyError, match="odd"):
+        backward(model, torch.randn(3, 5, D, dtype=torch.float64))
+    assert model.odd.grad is None or not model.odd.grad.any()
+
+
+def test_healthy_model_keeps_the_gradient_it_had() -> None:
+    model = Uses(lambda p, x: x @ p)
+    model.odd.grad = before = torch.ones_like(model.odd)
+    backward(model, torch.randn(3, 5, D))
+    assert model.odd.grad is before
+    assert bool((before == 1).all())
+
+
+FLAT: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "linear": lambda p, x: F.linear(x.flatten(0, 1), p).view_as(x),
+    "matmul": lambda p, x: (x.flatten(0, 1) @ p).view_as(x),
+    "elementwise": lambda p, x: (x.flatten(0, 1) * expand(p, x.shape[0] * x.shape[1])[:, 0]).view_as(x),
+    "time first": lambda p, x: (x.transpose(0, 1) @ p).transpose(0, 1),
+    "prompt": lambda p, x: x + expand(p, D).sum(0).sum(0),
+    "table against one row": lambda p, x: x + F.embedding(torch.arange(D), p).sum(0),
+    "positions of shape [1, T]": lambda p, x: x[:, :D] + F.embedding(torch.arange(D)[None], p),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("use", FLAT.values(), ids=FLAT.keys())
+def test_lost_batch_axis_is_refused(use: Callable[[Tensor, Tensor], Tensor]) -> None:
+    """A2: flattened tokens, a prompt or positions outside the batch. One example would count many times."""
+    model = Uses(use).double()
+    with pytest.raises(PrivacyError, match="odd"):
+        backward(model, torch.randn(3, 5, D, dtype=torch.float64))
+    assert model.odd.grad is None
+
+
+def test_number_of_examples_is_read_off_the_models_input() -> None:
+    """A2: also where the caller does not give it."""
+    model = Uses(lambda p, x: F.linear(x.flatten(0, 1), p))
+    with pytest.raises(PrivacyError, match="Expected 3 examples"), capture(model):
+        model(torch.randn(3, 5, D))
+
+
+def test_embedding_options_that_couple_examples_are_refused() -> None:
+    """A8: a row's gradient would be divided by its count in the batch, or the table rescaled on the way."""
+    ids = torch.tensor([[0, 1], [1, 1]])
+    for options in ({"max_norm": 1.0}, {"scale_grad_by_freq": True}):
+        with pytest.raises(PrivacyError, match="weight"):
+            model = nn.Embedding(3, D, **options)
+            backward(model, ids)
+    backward(nn.Embedding(3, D), ids)
+
+
+def test_parameter_of_another_class_and_a_second_capture_are_refused() -> None:
+    class Special(nn.Parameter):
+        pass
+
+    model = nn.Linear(D, D)
+    with capture(model), pytest.raises(PrivacyError, match="another capture"), capture(model):
+        pass
+    model.weight = Special(torch.zeros(D, D))
+    with pytest.raises(PrivacyError, match="Special"), capture(model):
+        pass
+
+
+def test_unused_parameter_is_reported_missing() -> None:
+    """A12."""
+    model = nn.ModuleDict({"used": nn.Linear(D, D), "idle": nn.Linear(D, D)})
+    with capture(model, examples=2) as grads:
+        model["used"](torch.randn(2, D)).sum().backward()
+    assert grads.missing == ("idle.weight", "idle.bias")
+    with pytest.raises(KeyError, match="idle.weight"):
+        grads["idle.weight"]
+
+
+def test_shapes_dtypes_and_detached_copies_need_no_rule() -> None:
+    """The silent twin: looking at a parameter is not using it."""
+
+    def use(p: Tensor, x: Tensor) -> Tensor:
+        assert p.shape == (D, D)
+        assert p.dim() == len(p) - 2 == 2
+        assert p.dtype == p.detach().dtype == p.data.dtype
+        assert p.is_leaf
+        assert p.requires_grad
+        with torch.no_grad():
+            p.norm()
+        return x @ p.to(x.dtype)  # the same dtype: hands back the parameter itself
+
+    backward(Uses(use), torch.randn(3, 5, D))
