@@ -23,6 +23,7 @@ from dpft.evaluate import accuracy
 from dpft.files import private_folder, read_json, sync_folder, write_atomic, write_json
 from dpft.journal import append_line, private_stats
 from dpft.models.classifier import TextClassifier, classification_loss
+from dpft.models.precision import attention_for, compute_dtype
 from dpft.models.source import ModelSource, load_encoder, load_tokenizer, resolve
 from dpft.peft import LoRA, attach
 from dpft.per_sample.capture import trainable
@@ -70,7 +71,10 @@ def run(recipe: Recipe, folder: Path, *, resume: bool = False, watch: Watch | No
     watch.planned(promised)
     source = resolve(recipe.model.source, recipe.model.revision)
     watch.say(f"loading {source.public_name}")
-    model, method = build_model(recipe, source)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    compute = compute_dtype(recipe.train.precision, device)
+    model, method = build_model(recipe, source, attention_for(compute, device))
+    model.to(device)
     tokenizer = load_tokenizer(source)
     collate = Collator.for_tokenizer(tokenizer)
     optimizer = build_optimizer(recipe.optimizer, model, model.head)
@@ -85,7 +89,7 @@ def run(recipe: Recipe, folder: Path, *, resume: bool = False, watch: Watch | No
         run=RUN,
         resume=resume,
         token_budget=recipe.train.token_budget,
-        compute=torch.bfloat16 if __import__("os").environ.get("BF") else torch.float32,
+        compute=compute,
         on_step=private_stats(private / "steps.jsonl"),
     ) as engine:
         _write_facts(folder, recipe, promised, engine, source)
@@ -102,7 +106,7 @@ def run(recipe: Recipe, folder: Path, *, resume: bool = False, watch: Watch | No
         engine.finish()
         model.eval()
         heldout = tokenise(tokenizer, data.heldout, recipe.data)
-        score = accuracy(model, heldout, collate, recipe.train.token_budget) if heldout else None
+        score = accuracy(model, heldout, collate, recipe.train.token_budget, compute) if heldout else None
     public = recipe.evaluate.public
     _record_score(folder, score, len(heldout), public=public)
     _release(folder, model, method, recipe, source)
@@ -110,11 +114,13 @@ def run(recipe: Recipe, folder: Path, *, resume: bool = False, watch: Watch | No
     return Outcome(folder, promised, made, score if public else None, len(heldout) if public else None)
 
 
-def build_model(recipe: Recipe, source: ModelSource) -> tuple[TextClassifier, LoRA]:
+def build_model(
+    recipe: Recipe, source: ModelSource, attention: str | None = None
+) -> tuple[TextClassifier, LoRA]:
     """The classifier with its method in place; everything else frozen and in eval mode unless dropout is asked for."""
     section = recipe.method
     method = LoRA(section.rank, section.alpha, tuple(section.targets))
-    encoder = load_encoder(source)
+    encoder = load_encoder(source, attention)
     model = TextClassifier(encoder, len(recipe.data.labels), recipe.model.pooling, recipe.model.feature_norm)
     attach(model, method, train=("head",), seed=recipe.seed)
     return model.train(recipe.model.dropout), method

@@ -9,11 +9,12 @@ from .budget import Budget
 from .calibrate import Calibration, max_steps, noise_multiplier
 from .certify import Certificate, certify
 from .errors import AccountantsDisagree, AccountingError, BudgetExceeded, LedgerError, Unsupported
-from .ledger import Ledger, Verification
+from .ledger import Ledger
 from .ledger_run import LedgerRun
 from .mechanisms import Gaussian, Mechanism, PoissonGaussian, mechanism_from_dict
 from .replay import RunRecord
 from .units import Unit, check_delta
+from .verify import Verification, verify
 from .versions import __version__
 
 __all__ = [
@@ -42,4 +43,5 @@ __all__ = [
     "max_steps",
     "mechanism_from_dict",
     "noise_multiplier",
+    "verify",
 ]

@@ -44,34 +44,32 @@ def delta(
     """
     composition = compose([mechanism], unit)
     real("epsilon", epsilon, minimum=0)
-    if composition.is_infinite:
-        return Bound(1.0, 1.0, "analytic", {})
-    if not composition.mu and not composition.poisson:
-        return Bound(0.0, 0.0, "analytic", {})
     by_method: dict[str, Callable[[], Bound]] = {
-        "pld": lambda: pld.delta(composition, epsilon, _rtol(rtol)),
+        "pld": lambda: pld.delta(composition, epsilon, rtol),
         "prv": lambda: prv.delta(composition, epsilon, rdp.delta(composition, epsilon).upper),
         "rdp": lambda: rdp.delta(composition, epsilon),
         "analytic": lambda: analytic.delta(composition, epsilon),
-        "auto": lambda: _auto_delta(composition, epsilon, _rtol(rtol)),
+        "auto": lambda: _auto_delta(composition, epsilon, rtol),
     }
-    return _chosen(by_method, method)()
+    compute = _chosen(by_method, method, rtol)
+    if composition.is_infinite:
+        return Bound(1.0, 1.0, "analytic", {})
+    return Bound(0.0, 0.0, "analytic", {}) if composition.is_empty else compute()
 
 
 def epsilon_of(composition: Composition, delta: float, method: Method = "auto", rtol: float = 1e-3) -> Bound:
     """``epsilon`` of a composition; ``delta`` has been checked."""
-    if composition.is_infinite:
-        return Bound(math.inf, math.inf, "analytic", {})
-    if not composition.mu and not composition.poisson:
-        return Bound(0.0, 0.0, "analytic", {})
     by_method: dict[str, Callable[[], Bound]] = {
-        "pld": lambda: pld_epsilon(composition, delta, _rtol(rtol)),
+        "pld": lambda: pld_epsilon(composition, delta, rtol),
         "prv": lambda: prv_epsilon(composition, delta),
         "rdp": lambda: rdp.epsilon(composition, delta),
         "analytic": lambda: analytic.epsilon(composition, delta),
-        "auto": lambda: _auto_epsilon(composition, delta, _rtol(rtol)),
+        "auto": lambda: _auto_epsilon(composition, delta, rtol),
     }
-    return _chosen(by_method, method)()
+    compute = _chosen(by_method, method, rtol)
+    if composition.is_infinite:
+        return Bound(math.inf, math.inf, "analytic", {})
+    return Bound(0.0, 0.0, "analytic", {}) if composition.is_empty else compute()
 
 
 def pld_epsilon(composition: Composition, delta: float, rtol: float) -> Bound:
@@ -128,16 +126,12 @@ def _auto_delta(composition: Composition, epsilon: float, rtol: float) -> Bound:
     return bound if PRV_DELTA <= bound.upper <= analytic_upper.upper else analytic_upper
 
 
-def _chosen(by_method: dict[str, Callable[[], Bound]], method: Method) -> Callable[[], Bound]:
+def _chosen(by_method: dict[str, Callable[[], Bound]], method: Method, rtol: float) -> Callable[[], Bound]:
     if method not in by_method:
         raise Unsupported(f"Expected method to be one of {get_args(Method)}, found {method!r}.")
-    return by_method[method]
-
-
-def _rtol(rtol: float) -> float:
     if not 0 < real("rtol", rtol) <= 0.1:
         raise AccountingError(f"Expected rtol above 0 and at most 0.1, found {rtol!r}.")
-    return float(rtol)
+    return by_method[method]
 
 
 def _flagged(bound: Bound, flag: str) -> Bound:

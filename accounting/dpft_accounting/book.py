@@ -22,11 +22,17 @@ class Book:
         return self._writer is not None and not self._writer.closed
 
     def append(self, kind: str, run: str, *, mech: Mechanism | None = None, steps: int) -> None:
-        """Add one record, durably. Errors: LedgerError, and then nothing changed."""
+        """Add one record, durably. LedgerError if it cannot be written; the ledger is then closed."""
         if self._writer is None:
             raise LedgerError("This ledger is not open for writing. Use Ledger.open.")
-        # Disk first: if the write fails, the books in memory are as before.
-        apply(self.runs, self._writer.append(event(kind, run, mech=mech, steps=steps)))
+        try:
+            # Disk first: if the write fails, the books in memory are as before.
+            apply(self.runs, self._writer.append(event(kind, run, mech=mech, steps=steps)))
+        except BaseException:
+            # A signal may come between disk and memory, and the next record would then overwrite the last
+            # one or pass the plan. Nothing more is written; the next session reads what the disk holds.
+            self._writer.close()
+            raise
 
     def close(self) -> None:
         """Release the file and its lock. Closing twice does nothing."""

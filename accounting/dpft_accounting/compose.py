@@ -27,6 +27,11 @@ class Composition:
     adjacency: Adjacency
 
     @property
+    def is_empty(self) -> bool:
+        """Nothing was run."""
+        return not self.mu and not self.poisson
+
+    @property
     def is_infinite(self) -> bool:
         """Some part adds no noise at all: nothing is protected."""
         return math.isinf(self.mu) or any(part.sigma == 0 for part in self.poisson)

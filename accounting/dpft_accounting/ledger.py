@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 
@@ -21,22 +20,6 @@ from .ledger_run import LedgerRun
 from .mechanisms import Mechanism
 from .replay import Header, RunRecord, event, replay
 from .units import Unit, check_delta
-
-
-@dataclass(frozen=True)
-class Verification:
-    """A ledger whose chain and meaning hold.
-
-    ``head_sha256`` is the hash of the last line. Publish it with a result: a hash chain alone cannot show
-    that records were dropped from its end. ``torn_bytes`` counts an incomplete last line.
-    """
-
-    records: int
-    runs: int
-    reserved: int
-    committed: int
-    head_sha256: str
-    torn_bytes: int
 
 
 class Ledger:
@@ -84,20 +67,6 @@ class Ledger:
         """The ledger as it is now, without the lock: to show and add up, not to write. Raises LedgerError."""
         header, runs = replay(chain.read(Path(path)).records)
         return cls(Book(header, runs, None))
-
-    @staticmethod
-    def verify(path: str | os.PathLike[str]) -> Verification:
-        """Check chain and meaning of a ledger file; changes nothing. Errors: LedgerError."""
-        content = chain.read(Path(path))
-        _, runs = replay(content.records)
-        return Verification(
-            records=len(content.records),
-            runs=len(runs),
-            reserved=sum(run.reserved for run in runs.values()),
-            committed=sum(run.committed for run in runs.values()),
-            head_sha256=content.last_hash,
-            torn_bytes=content.torn,
-        )
 
     @property
     def dataset_id(self) -> str:

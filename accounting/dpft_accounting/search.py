@@ -11,7 +11,7 @@ from .bound import Bound
 from .errors import Unsupported
 
 _MAX_EVALUATIONS = 80
-_LONGEST_MOVE = 2.0  # in ln ε: the local power law is not trusted further
+_LONGEST_MOVE = 2.0  # in either logarithm: the local power law is not trusted further
 
 
 @dataclass(frozen=True)
@@ -53,15 +53,12 @@ def search(
                 return best
         else:
             worst = value
-        x, y = (
-            math.log(value),
-            min(max(math.log(max(bound.upper, 1e-300)) - aim, -_LONGEST_MOVE), _LONGEST_MOVE),
-        )
+        x, y = math.log(value), _clipped(math.log(max(bound.upper, 1e-300)) - aim)
         if previous is not None and previous[0] != x:
             power = (y - previous[1]) / (x - previous[0])
         power = power if power * slope > 0 else float(slope)
         previous = (x, y)
-        last, value = value, snap(math.exp(x - min(max(y / power, -_LONGEST_MOVE), _LONGEST_MOVE)))
+        last, value = value, snap(math.exp(x - _clipped(y / power)))
         if best is not None and worst is not None:
             low, high = sorted((best.value, worst))
             if not low < value < high:
@@ -75,3 +72,7 @@ def search(
     if best is not None:
         return best
     raise Unsupported(f"Nothing that may be chosen reaches epsilon={target:g}. Choose a larger epsilon.")
+
+
+def _clipped(move: float) -> float:
+    return min(max(move, -_LONGEST_MOVE), _LONGEST_MOVE)

@@ -79,9 +79,12 @@ class OptimizerSection(Section):
 
 
 class TrainSection(Section):
-    """How the work is cut up; no setting here changes the result's distribution or its privacy."""
+    """How the work is done; no setting here changes what is promised."""
 
     token_budget: Count = Field(default=4096, description="tokens in a micro-batch, padding included")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="number type of the model's matrix products; auto = bfloat16 where the hardware has it"
+    )
     checkpoint_every: int = Field(
         default=10, ge=0, le=10**12, description="steps between checkpoints; 0 = never"
     )

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from dpft.engine.clipping import total_sq_norm
 from dpft.engine.guard import frozen_digest
 from dpft.errors import InputError, PrivacyError
+from dpft.models.precision import products_in
 from dpft.per_sample import Grads, capture, per_example_gradients
 from dpft.per_sample.batches import examples_in, mapped, take, tensors
 from dpft.per_sample.capture import trainable
-from dpft.per_sample.oracle import Loss
+from dpft.per_sample.oracle import Loss, sq_norms
 
 # Relative error allowed between two ways of computing one gradient: rounding, some 100 eps deep.
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
@@ -61,9 +62,9 @@ def collect(
     B = examples_in(batch)
     if expected != B:
         raise PrivacyError(f"Expected collate to keep {expected} examples apart, found a leading dimension of {B}.")
-    device = next(iter(trainable(model).values())).device.type
+    device = next(iter(trainable(model).values())).device
     with capture(model, examples=B) as grads:
-        with torch.autocast(device, dtype=torch.bfloat16, enabled=compute == torch.bfloat16):
+        with products_in(compute, device):
             losses = loss(model, batch)
         if not isinstance(losses, Tensor) or losses.shape != (B,):
             found = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
@@ -88,8 +89,7 @@ def _compare(grads: Grads, truth: dict[str, Tensor]) -> None:
                 "Change the module that mixes them, or freeze this parameter."
             )
     sq = total_sq_norm(grads).double()
-    truth_sq = torch.stack([g.double().flatten(1).square().sum(dim=1) for g in truth.values()]).sum(dim=0)
-    if not bool((sq >= truth_sq * (1 - 2 * tolerance)).all()):
+    if not bool((sq >= sq_norms(truth) * (1 - 2 * tolerance)).all()):
         raise PrivacyError("A per-example norm came out below the true one; clipping by it would not hold.")
 
 

@@ -22,6 +22,11 @@ def compute_dtype(precision: Precision, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if precision == "bfloat16" else torch.float32
 
 
+def products_in(compute: torch.dtype, device: torch.device) -> torch.autocast:
+    """A context in which matrix products run in ``compute``; float32 changes nothing."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=compute == torch.bfloat16)
+
+
 def _native_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)

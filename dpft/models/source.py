@@ -71,11 +71,14 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def load_encoder(source: ModelSource) -> Any:
-    """The encoder (no task head), float32, in eval mode. Only safetensors; never code from the repository."""
+def load_encoder(source: ModelSource, attention: str | None = None) -> Any:
+    """The encoder (no task head), float32, in eval mode. Only safetensors; never code from the repository.
+
+    ``attention`` asks for an implementation ("eager"); None leaves the choice to transformers."""
     from transformers import AutoModel
 
-    return _load(AutoModel, source, use_safetensors=True, dtype="float32").eval()
+    options = {"attn_implementation": attention} if attention else {}
+    return _load(AutoModel, source, use_safetensors=True, dtype="float32", **options).eval()
 
 
 def load_tokenizer(source: ModelSource) -> Any:

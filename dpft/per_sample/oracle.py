@@ -28,9 +28,14 @@ def per_example_gradients(model: nn.Module, loss: Loss, batch: Any) -> dict[str,
     return {name: torch.stack(g) if g else params[name].new_zeros(0, *params[name].shape) for name, g in rows.items()}
 
 
+def sq_norms(gradients: Mapping[str, Tensor]) -> Tensor:
+    """Squared norm of each example's dense gradients over all parameters, [B] float64."""
+    # The added dimension gives a scalar parameter's gradient [B] something to sum over.
+    return torch.stack([g.double().unsqueeze(-1).flatten(1).square().sum(dim=1) for g in gradients.values()]).sum(dim=0)
+
+
 def clipped_sum(gradients: Mapping[str, Tensor], bound: float) -> dict[str, Tensor]:
     """``sum_b G_b min(1, bound / |G_b|)`` from dense gradients, in float64. Abadi et al. 2016, Algorithm 1."""
     wide = {name: g.double() for name, g in gradients.items()}
-    sq = sum(g.flatten(1).square().sum(dim=1) for g in wide.values())
-    scale = (bound / torch.as_tensor(sq).sqrt()).clamp(max=1.0)
+    scale = (bound / sq_norms(wide).sqrt()).clamp(max=1.0)
     return {name: torch.einsum("b,b...->...", scale, g) for name, g in wide.items()}

@@ -51,7 +51,8 @@ def _carries_gradient(out: Any) -> bool:
 
 
 def _no_rule(func: Any, args: Any, kwargs: Any) -> PrivacyError:
-    names = [found[1] for a in (*args, *kwargs.values()) if (found := owner(a))]
+    flat = [b for a in (*args, *kwargs.values()) for b in (a if isinstance(a, (tuple, list)) else (a,))]
+    names = [found[1] for a in flat if (found := owner(a))]
     return PrivacyError(
         f"No per-example rule for {getattr(func, '__name__', func)} on parameter {', '.join(names) or '?'}: "
         "use the parameter through a stock layer (Linear, Embedding, LayerNorm, ...) or through "
@@ -91,9 +92,8 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def conv1d(input: Tensor, mat1: Tensor, mat2: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
     """GPT-2's Conv1D: ``addmm(bias [O], x [B*T, I], weight [I, O])``. It flattens the batch, so the number
     of examples must be known; that the rows are example by example is what the preflight proves."""
-    grads = _grads_of(input, mat2)
     x = _product(mat1, "addmm")
-    B = grads.examples
+    B = _grads_of(input, mat2).examples
     if B is None or input.dim() != 1 or (beta, alpha) != (1, 1) or (B and x.shape[0] % B):
         raise _no_rule("addmm (other than Conv1D's, on a known number of examples)", (input, mat2), {})
     T = x.shape[0] // B if B else 0

@@ -119,14 +119,20 @@ def test_replace_is_certified_by_pld_alone_and_says_so() -> None:
         certify(PoissonGaussian(0.01, 0.8, 100), unit, 1e-10)
 
 
-def test_a_pld_that_is_only_too_coarse_is_refined() -> None:
-    """E4: with many steps PLD can exceed PRV's upper bound by its grid alone; no flag is due for that."""
-    mechanism = PoissonGaussian(0.001, 1.0, 100000)
-    coarse = pld.epsilon(accountants.compose([mechanism], EXAMPLE), 1e-6, rtol=0.05).upper
+def test_a_pld_that_is_only_too_coarse_is_refined(monkeypatch: pytest.MonkeyPatch) -> None:
+    """E4: PLD can exceed PRV's upper bound by its grid alone; a finer one settles it without a flag."""
+    honest = pld.epsilon
+
+    def coarse(composition: accountants.Composition, delta: float, rtol: float = 1e-3) -> Bound:
+        return honest(composition, delta, 30 * rtol)
+
+    mechanism = PoissonGaussian(0.01, 1.0, 3000)
+    monkeypatch.setattr(pld, "epsilon", coarse)
+    first = epsilon(mechanism, EXAMPLE, 1e-6).upper
     found = certify(mechanism, EXAMPLE, 1e-6)
+    assert found.rows[0].upper < found.rows[1].upper < first
     assert found.bound.method == "pld"
     assert found.bound.flags == ()
-    assert found.rows[0].upper < coarse
 
 
 def test_a_wrong_pld_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:

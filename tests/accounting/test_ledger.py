@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -19,6 +20,7 @@ from dpft_accounting import (
     PoissonGaussian,
     Unit,
     epsilon,
+    verify,
 )
 
 UNIT = Unit("example")
@@ -327,9 +329,11 @@ def test_verify_sums_up(path: Path) -> None:
     with open_ledger(path) as ledger, ledger.run("a", RUN) as run:
         run.reserve(4)
         run.step()
-    found = Ledger.verify(path)
+    found = verify(path)
     assert (found.records, found.runs, found.reserved, found.committed, found.torn_bytes) == (4, 1, 4, 1, 0)
-    assert len(found.head_sha256) == 64
+    assert found.head_sha256 == hashlib.sha256(path.read_bytes().splitlines()[-1]).hexdigest()
+    assert found.to_dict()["reserved"] == 4
+    assert "4 steps reserved, 1 executed" in str(found)
 
 
 def test_the_file_says_no_more_than_it_should(path: Path) -> None:

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from dpft_accounting import Ledger, LedgerError, PoissonGaussian, Unit
+from dpft_accounting import Ledger, LedgerError, PoissonGaussian, Unit, verify
 
 UNIT = Unit("example")
 RUN = PoissonGaussian(0.01, 1.0, 10**6)
@@ -68,7 +68,7 @@ def kill_and_check(path: Path, delay: float) -> None:
     assert Ledger.read(path).runs()["a"].reserved >= before + (executed[-1] if executed else 0)
     with open_ledger(path) as ledger:
         assert ledger.run("a", RUN).charged >= before + (executed[-1] if executed else 0)
-    assert Ledger.verify(path).torn_bytes == 0
+    assert verify(path).torn_bytes == 0
 
 
 def test_a_killed_writer_is_charged_for_every_step(tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_a_file_size_limit_stops_the_run_and_leaves_a_sound_file(tmp_path: Path)
     executed = [int(line) for line in output if line.isdigit()]
     assert process.returncode == 3
     assert "Nothing was reserved" in output[-1]
-    found = Ledger.verify(path)
+    found = verify(path)
     assert found.torn_bytes == 0
     assert found.reserved == executed[-1]
     with open_ledger(path) as ledger, ledger.run("a", RUN) as run:
@@ -182,6 +182,40 @@ def test_a_full_disk_is_reported_and_nothing_counts(
         run.reserve()
 
 
+@pytest.mark.parametrize("moment", ["before the write", "after the write", "after the sync"])
+def test_an_interrupt_while_writing_ends_the_session_and_breaks_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """G4: a signal between disk and memory must not let the next record overwrite the last one."""
+    path = tmp_path / "ledger"
+    real = {"pwrite": os.pwrite, "fsync": os.fsync}
+
+    def interrupt_write(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    def interrupt_sync(fd: int) -> None:
+        if moment == "after the sync":
+            real["fsync"](fd)
+        raise KeyboardInterrupt
+
+    def train(ledger: Ledger) -> None:
+        with ledger.run("a", RUN) as run:
+            run.reserve(2)
+            run.step()
+            if moment == "before the write":
+                monkeypatch.setattr(os, "pwrite", interrupt_write)
+            else:
+                monkeypatch.setattr(os, "fsync", interrupt_sync)
+            run.reserve(3)
+
+    with open_ledger(path) as ledger, pytest.raises(KeyboardInterrupt):
+        train(ledger)
+    monkeypatch.undo()
+    assert verify(path).reserved == (2 if moment == "before the write" else 5)
+    with open_ledger(path) as ledger, ledger.run("a", RUN) as run:
+        run.reserve()
+
+
 def test_a_disk_too_broken_to_take_a_write_back_is_repaired_at_the_next_opening(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -206,7 +240,7 @@ def test_a_disk_too_broken_to_take_a_write_back_is_repaired_at_the_next_opening(
         with pytest.raises(LedgerError):
             run.reserve()
         monkeypatch.undo()
-    assert Ledger.verify(path).torn_bytes == 30
+    assert verify(path).torn_bytes == 30
     with open_ledger(path) as ledger:
         assert ledger.runs()["a"].reserved == 1
     assert "30 bytes" in path.read_text().splitlines()[-1]
@@ -227,8 +261,8 @@ def test_an_incomplete_last_line_is_cut_at_every_length(tmp_path: Path) -> None:
         assert Ledger.read(path).runs()["a"].reserved == charged
         with open_ledger(path) as ledger:
             assert ledger.runs()["a"].reserved == charged
-        assert Ledger.verify(path).torn_bytes == 0
-        assert Ledger.verify(path).reserved == charged
+        assert verify(path).torn_bytes == 0
+        assert verify(path).reserved == charged
 
 
 def test_a_crash_before_the_header_was_complete_starts_over(tmp_path: Path) -> None:
@@ -253,7 +287,7 @@ def test_zeros_after_a_power_cut_are_cut(tmp_path: Path) -> None:
     path.write_bytes(whole + b"\0" * 100)
     with open_ledger(path) as ledger:
         ledger.run("a", RUN).close()
-    assert Ledger.verify(path).runs == 1
+    assert verify(path).runs == 1
 
 
 @pytest.mark.parametrize("content", [b"my notes", b"{}", b"\x89PNG", b'{"seq":1', b"a,b\n1,2\n"])

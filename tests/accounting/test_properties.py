@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 EXAMPLE = Unit("example")
 GRID = 1 + 1.1e-3  # PLD may lie 0.1 % above the truth, by an amount that depends on the grid
 
-few = settings(max_examples=12, deadline=None, derandomize=True)
+few = settings(max_examples=8, deadline=None, derandomize=True)
 rates = st.floats(-3, -0.2).map(lambda x: 10**x)
 sigmas = st.floats(0.5, 6)
 counts = st.integers(1, 2000)
@@ -138,6 +138,8 @@ def test_an_unknown_method_names_the_known_ones(method: str, error: str) -> None
     """F4."""
     with pytest.raises(Unsupported, match=error):
         epsilon(Gaussian(1.0), EXAMPLE, 1e-5, method=method)  # type: ignore[arg-type]
+    with pytest.raises(Unsupported, match=error):
+        delta(Gaussian(0.0), EXAMPLE, 1.0, method=method)  # type: ignore[arg-type]
 
 
 def test_results_repeat_exactly() -> None:

@@ -55,7 +55,8 @@ NO_RULE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "where": lambda p, x: torch.where(x[:, :D] > 0, p, x[:, :D]),
     "bmm": lambda p, x: torch.bmm(x, p.expand(x.shape[0], D, D)),
     "clone": lambda p, x: x @ p.clone(),
-    "addmm": lambda p, x: torch.addmm(p, x[:, 0, :].expand(D, D), x[0, 0].expand(D, D)),
+    "addmm onto a matrix": lambda p, x: torch.addmm(p, x[0, :D], x[1, :D]),
+    "addmm of the parameter": lambda p, x: x[:, :D] + torch.addmm(x[0, 0], p, x[1, :D]),
     "mul_": lambda p, x: x.clone().mul_(p[0]),
     "add with two parameters": lambda p, x: x + torch.add(p, p),
     "linear on the parameter": lambda p, x: x + F.linear(p, x[0, 0][None]).mT,
@@ -90,14 +91,13 @@ def test_stock_layer_without_a_rule_is_refused(layer: nn.Module) -> None:
 HIDDEN: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "for row in p": lambda p, x: x * next(iter(p)),
     "assignment": lambda p, x: _assigned(x, p),
-    "p.data made to need a gradient": lambda p, x: x @ _leak(p),
+    "a function of somebody's own": lambda p, x: x @ _leak(p),
 }  # fmt: skip
 
 
 def _assigned(x: Tensor, p: Tensor) -> Tensor:
     y = x.clone()
-    y[:, 0] = p[0] if False else torch.zeros(())
-    y[:, :D] = p
+    y[:, :D] = p  # returns nothing, so there is no result to refuse
     return y
 
 
@@ -162,7 +162,7 @@ def test_number_of_examples_is_read_off_the_models_input() -> None:
     """A2: also where the caller does not give it."""
     model = Uses(lambda p, x: F.linear(x.flatten(0, 1), p))
     with pytest.raises(PrivacyError, match="Expected 3 examples"), capture(model):
-        model(torch.randn(3, 5, D))
+        model(torch.randn(3, 5, D)).sum().backward()
 
 
 def test_embedding_options_that_couple_examples_are_refused() -> None:

@@ -1,0 +1,87 @@
+"""Before anything is timed: every variant must give the optimizer the gradient of one record at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from variants import PRIVATE, Task, Variant
+
+from dpft.models.classifier import classification_loss
+from dpft.per_sample.capture import trainable
+from dpft.per_sample.oracle import clipped_sum, per_example_gradients
+
+# Relative, on the norm of each parameter's clipped sum. bfloat16 keeps 8 bits of each product.
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 1e-1}
+
+
+class DisagreementError(Exception):
+    """Variants would be timed that do not compute the same."""
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Plain float32 gradients [B, *shape] of each record alone, and two clips to compare under.
+
+    ``half`` clips about half of the records, ``none`` none of them: there the ordinary one must agree too."""
+
+    gradients: Mapping[str, Tensor]
+    half: float
+    none: float
+
+
+def truth(task: Task) -> Truth:
+    """One record at a time, in float32 whatever the task computes in."""
+    model = replace(task, compute=torch.float32).build()
+    gradients = per_example_gradients(model, classification_loss, task.collate(task.examples))
+    norms = torch.stack([g.flatten(1).norm(dim=1) for g in gradients.values()]).norm(dim=0)
+    return Truth(gradients, half=float(norms.median()), none=2 * float(norms.max()))
+
+
+def check(task: Task, kinds: tuple[type[Variant], ...]) -> tuple[dict[str, float], dict[str, str]]:
+    """The largest relative difference of each variant, and the error of each that can't run at all.
+
+    Raises :class:`DisagreementError` for one that runs and computes something else."""
+    known = truth(task)
+    differences: dict[str, float] = {}
+    failed: dict[str, str] = {}
+    for kind in kinds:
+        try:
+            differences[kind.name] = max(_difference(task, kind, known, clip) for clip in _clips(kind, known))
+        except (RuntimeError, NotImplementedError, ValueError, TypeError) as error:
+            failed[kind.name] = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+    return differences, failed
+
+
+def _clips(kind: type[Variant], known: Truth) -> list[float]:
+    return [known.half, known.none] if kind in PRIVATE else [known.none]
+
+
+def _difference(task: Task, kind: type[Variant], known: Truth, clip: float) -> float:
+    """Largest relative difference over the parameters between the variant's clipped sum and the truth."""
+    found, expected = released(task, kind, clip), clipped_sum(known.gradients, clip)
+    worst = 0.0
+    for name, right in expected.items():
+        relative = float((found[name] - right).norm() / right.norm())
+        if not relative <= TOLERANCE[task.compute]:
+            raise DisagreementError(
+                f"The clipped sum of {kind.name} differs from that of one record at a time by {relative:.2g} "
+                f"in {name} (clip {clip:.3g}); at most {TOLERANCE[task.compute]:g} is allowed. "
+                "Nothing was timed."
+            )
+        worst = max(worst, relative)
+    return worst
+
+
+def released(task: Task, kind: type[Variant], clip: float) -> dict[str, Tensor]:
+    """The sum of clipped gradients, read off one noiseless step of SGD at rate 1, the step that is timed."""
+    variant = kind(replace(task, clip=clip, noise=False, plain_sgd=True))
+    try:
+        before = {name: p.detach().double() for name, p in trainable(variant.model).items()}
+        variant.step()
+        after = trainable(variant.model)
+        return {name: (p - after[name].detach().double()) * len(task.examples) for name, p in before.items()}
+    finally:
+        variant.close()

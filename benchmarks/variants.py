@@ -1,0 +1,247 @@
+"""The steps that are compared. Each variant trains a model of its own on one fixed logical batch.
+
+All begin at the same parameters, see the same records, and hand the optimizer a mean gradient; ``step`` is
+one whole step from a list of records to the update, collation and noise included. The records are drawn with
+probability 1, so that samplers and ledgers run as in training and yet the batch stays the same.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from dpft.config import Recipe
+from dpft.data import Collator
+from dpft.engine.engine import PrivateEngine
+from dpft.engine.microbatch import cut, token_length
+from dpft.engine.plan import plan
+from dpft.models.classifier import TextClassifier, classification_loss
+from dpft.models.precision import attention_for
+from dpft.models.source import ModelSource
+from dpft.per_sample.capture import trainable
+from dpft.run import build_model
+from dpft.schedule import build_optimizer
+
+_CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Task:
+    """One logical batch and how it is worked off.
+
+    ``token_budget`` cuts length-sorted micro-batches; ``physical`` is the number of records in a micro-batch
+    in the order of a data loader; ``compute`` is the type of the matrix products; ``clip`` bounds the norm of
+    one record's gradient; ``steps`` is how many steps a ledger allows. ``noise`` = False leaves the noise out
+    and ``plain_sgd`` takes SGD at rate 1, both for the comparison of gradients."""
+
+    recipe: Recipe
+    source: ModelSource
+    examples: list[Any]
+    collate: Collator
+    physical: int
+    token_budget: int
+    compute: torch.dtype
+    clip: float
+    noise: bool = True
+    plain_sgd: bool = False
+    steps: int = 2
+
+    @property
+    def noise_multiplier(self) -> float:
+        return 1.0  # what a draw costs does not depend on it
+
+    def build(self) -> TextClassifier:
+        """The recipe's model with its method, and every trained tensor away from zero.
+
+        At a zero head no gradient passes to what lies below, and a comparison would prove nothing."""
+        model, _ = build_model(self.recipe, self.source)
+        model.encoder.set_attn_implementation(attention_for(self.compute, _CPU) or "sdpa")  # type: ignore[operator]
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for p in trainable(model).values():
+                p.add_(0.05 * torch.randn(p.shape, generator=generator))
+        return model
+
+    def optimizer(self, model: TextClassifier) -> torch.optim.Optimizer:
+        if self.plain_sgd:
+            return torch.optim.SGD(trainable(model).values(), lr=1.0)
+        return build_optimizer(self.recipe.optimizer, model, model.head)
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.compute == torch.bfloat16)
+
+
+class Variant(ABC):
+    """A way to make a step; ``model`` is trained in place."""
+
+    name: str
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self.model = task.build()
+        self.optimizer = task.optimizer(self.model)
+
+    @abstractmethod
+    def step(self) -> None:
+        """One whole step on the logical batch."""
+
+    def close(self) -> None:  # noqa: B027 - most hold nothing
+        """Let go of files."""
+
+
+class Ordinary(Variant):
+    """Without privacy, on the same length-sorted micro-batches as dpft."""
+
+    name = "ordinary"
+
+    def pieces(self) -> Iterator[list[Any]]:
+        examples = self.task.examples
+        lengths = [token_length(e) for e in examples]
+        for piece in cut(range(len(examples)), lengths, self.task.token_budget):
+            yield [examples[i] for i in piece]
+
+    def step(self) -> None:
+        self.optimizer.zero_grad()
+        for piece in self.pieces():
+            batch = self.task.collate(piece)
+            with self.task.autocast():
+                losses = classification_loss(self.model, batch)
+            (losses.sum() / len(self.task.examples)).backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+
+
+class OrdinaryLoader(Ordinary):
+    """Without privacy, on micro-batches as a data loader makes them: in the records' own order."""
+
+    name = "ordinary, loader's batches"
+
+    def pieces(self) -> Iterator[list[Any]]:
+        examples, size = self.task.examples, self.task.physical
+        yield from (examples[i : i + size] for i in range(0, len(examples), size))
+
+
+class Dpft(Variant):
+    """dpft's engine as a user drives it, ledger and checks included."""
+
+    name = "dpft"
+
+    def __init__(self, task: Task) -> None:
+        super().__init__(task)
+        size = len(task.examples)
+        promised = plan(
+            delta=0.1 / size,
+            expected_batch=size,
+            examples=size,
+            clip=task.clip,
+            noise_multiplier=task.noise_multiplier,
+            steps=task.steps,
+        )
+        self._folder = tempfile.TemporaryDirectory()
+        self._engine = PrivateEngine(
+            self.model,
+            self.optimizer,
+            promised,
+            loss=classification_loss,
+            ledger=Path(self._folder.name) / "ledger.jsonl",
+            token_budget=task.token_budget,
+            compute=task.compute,
+            words=None if task.noise else _ZeroNoise(),
+        )
+        self._batches = self._engine.batches(task.examples, task.collate)
+
+    def step(self) -> None:
+        self._engine.step(next(self._batches))
+
+    def close(self) -> None:
+        self._batches.close()  # type: ignore[attr-defined]
+        self._engine.close()
+        self._folder.cleanup()
+
+
+class _ZeroNoise:
+    """Words with all bits set: the uniform 1, at which the normal drawn by Box-Muller is 0."""
+
+    name, private = "no noise: for the comparison of gradients alone", False
+
+    def words(self, n: int) -> Tensor:
+        return torch.full((n,), -1, dtype=torch.int64)
+
+
+class OpacusHooks(Variant):
+    """Opacus with per-example gradients from hooks."""
+
+    name, mode = "opacus hooks", "hooks"
+
+    def __init__(self, task: Task) -> None:
+        super().__init__(task)
+        without_dropout(self.model)
+        size = len(task.examples)
+        loader = DataLoader(task.examples, batch_size=size, collate_fn=task.collate)  # type: ignore[arg-type]
+        made = self._make_private(loader)
+        self.wrapped, self.optimizer, loader = made[0], made[1], made[-1]
+        self._criterion = made[2] if self.mode == "ghost" else nn.functional.cross_entropy
+        from opacus.utils.batch_memory_manager import BatchMemoryManager
+
+        self._manager = BatchMemoryManager(
+            data_loader=loader,
+            max_physical_batch_size=task.physical,
+            optimizer=self.optimizer,  # type: ignore[arg-type]
+        )
+        self._loader = self._manager.__enter__()
+
+    def _make_private(self, loader: DataLoader[Any]) -> Any:
+        from opacus import PrivacyEngine
+
+        return PrivacyEngine().make_private(
+            module=self.model,
+            optimizer=self.optimizer,
+            criterion=nn.CrossEntropyLoss(),
+            data_loader=loader,
+            noise_multiplier=self.task.noise_multiplier if self.task.noise else 0.0,
+            max_grad_norm=self.task.clip,
+            grad_sample_mode=self.mode,
+        )
+
+    def step(self) -> None:
+        for batch in self._loader:
+            self.optimizer.zero_grad()
+            inputs = {name: t for name, t in batch.items() if name != "labels"}
+            with self.task.autocast():
+                logits = self.wrapped(**inputs)
+            self._criterion(logits.float(), batch["labels"]).backward()
+            self.optimizer.step()
+
+
+class OpacusGhost(OpacusHooks):
+    """Opacus with ghost clipping: norms without gradients, then a second backward pass."""
+
+    name, mode = "opacus ghost", "ghost"
+
+
+MICRO: tuple[type[Variant], ...] = (Ordinary, Dpft, OpacusHooks, OpacusGhost)
+LOGICAL: tuple[type[Variant], ...] = (OrdinaryLoader, Ordinary, Dpft, OpacusHooks, OpacusGhost)
+PRIVATE: tuple[type[Variant], ...] = (Dpft, OpacusHooks, OpacusGhost)
+BASELINES: tuple[type[Variant], ...] = (OrdinaryLoader, Ordinary)
+
+
+def without_dropout(model: nn.Module) -> None:
+    """Train mode, which Opacus demands, and yet the function of eval mode."""
+    model.train()
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+
+
+def quiet() -> None:
+    """Silence what Opacus says about its insecure generator and about hooks on inputs without gradient."""
+    for message in ("Secure RNG turned off", "Full backward hook", "Optimal order is the largest"):
+        warnings.filterwarnings("ignore", message=message)

@@ -1,0 +1,171 @@
+"""B1, B2, B5, A9: the clipped sum, however the batch is cut, moves by at most the clip for each example."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from dpft.engine.clipping import clip_factors, clipped_sum
+from dpft.engine.preflight import collect
+from dpft.per_sample import Dense, per_example_gradients
+from dpft.per_sample.batches import examples_in, take
+from dpft.per_sample.oracle import clipped_sum as true_clipped_sum
+
+Loss = Callable[[nn.Module, Any], Tensor]
+
+
+def flat(sums: Mapping[str, Tensor]) -> Tensor:
+    """In the order of the names: gradients are collected in the order of the backward pass."""
+    return torch.cat([sums[name].double().flatten() for name in sorted(sums)])
+
+
+def without(batch: Any, i: int) -> Any:
+    return {name: torch.cat([t[:i], t[i + 1 :]]) for name, t in batch.items()}
+
+
+def one_piece(model: nn.Module, loss: Loss, part: Any, bound: float) -> Tensor:
+    grads, _ = collect(model, loss, part, expected=examples_in(part))
+    return flat(clipped_sum(grads, bound)[0])
+
+
+def every_split(model: nn.Module, loss: Loss, batch: Any, bound: float) -> list[Tensor]:
+    """S(D), the clipped sum over micro-batches, for every way of cutting the batch. A piece is summed once."""
+
+    @cache
+    def piece(first: int, end: int) -> Tensor:
+        return one_piece(model, loss, take(batch, slice(first, end)), bound)
+
+    return [
+        torch.stack([piece(rows.start, rows.stop) for rows in pieces]).sum(dim=0)
+        for pieces in splits(examples_in(batch))
+    ]
+
+
+def splits(n: int) -> Iterator[list[slice]]:
+    """Every way of cutting ``n`` examples in a row into pieces: 2 ** (n - 1)."""
+    for cuts in range(2 ** max(0, n - 1)):
+        ends = [i + 1 for i in range(n - 1) if cuts >> i & 1] + [n]
+        yield [slice(a, b) for a, b in zip([0, *ends[:-1]], ends, strict=True)]
+
+
+def natural(model: nn.Module, loss: Loss, batch: Any) -> tuple[dict[str, Tensor], float]:
+    """The truth's gradients, and their largest norm."""
+    truth = per_example_gradients(model, loss, batch)
+    norms = torch.stack([g.flatten(1).square().sum(dim=1) for g in truth.values()]).sum(dim=0).sqrt()
+    return truth, float(norms.max())
+
+
+@pytest.mark.parametrize("share", [1e-3, 0.5, 10.0], ids=["all clipped", "some clipped", "none clipped"])
+def test_every_split_of_a_batch_gives_the_oracles_clipped_sum(
+    share: float, tiny_text: nn.Module, text_loss: Loss, text_batch: Any, close: Callable[..., None]
+) -> None:
+    """A4, B1, B5."""
+    truth, largest = natural(tiny_text, text_loss, text_batch)
+    expected = flat(true_clipped_sum(truth, share * largest))
+    for found in every_split(tiny_text, text_loss, text_batch, share * largest):
+        close(found, expected)
+
+
+@pytest.mark.parametrize("share", [1e-3, 0.5, 10.0], ids=["all clipped", "some clipped", "none clipped"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_leaving_one_example_out_moves_the_sum_by_at_most_the_clip(
+    share: float, dtype: torch.dtype, tiny_text: nn.Module, text_loss: Loss, text_batch: Any
+) -> None:
+    """LOO: B1, A3, A8. For each example, and every split of the batch with it and without it."""
+    model = tiny_text.to(dtype)
+    bound = share * natural(model, text_loss, text_batch)[1]
+    whole = every_split(model, text_loss, text_batch, bound)
+    for i in range(5):
+        for rest in every_split(model, text_loss, without(text_batch, i), bound):
+            assert max(float((s - rest).norm()) for s in whole) <= bound * (1 + 1e-4)
+
+
+def test_the_instrument_sees_a_coupled_loss(tiny_text: nn.Module, text_loss: Loss, text_batch: Any) -> None:
+    """LOO fires on a planted fault: losses weighted by the number of examples (A3, A8)."""
+
+    def coupled(model: nn.Module, batch: Any) -> Tensor:
+        return text_loss(model, batch) * (9 - 2 * len(batch["labels"]))  # -1 at five, 1 at four
+
+    def moved(loss: Loss) -> float:
+        """How far leaving out one example moves the sum, in units of a bound that clips."""
+        bound = 0.1 * natural(tiny_text, text_loss, text_batch)[1]
+        whole = one_piece(tiny_text, loss, text_batch, bound)
+        rest = [one_piece(tiny_text, loss, without(text_batch, i), bound) for i in range(5)]
+        return max(float((whole - r).norm()) for r in rest) / bound
+
+    assert moved(text_loss) <= 1 + 1e-9
+    assert moved(coupled) > 1.2
+
+
+def test_example_that_is_huge_everywhere_is_clipped_once_over_all_parameters() -> None:
+    """B2: one flat norm; a full bound for each of 9 parameters would be three times too much."""
+    forms = {str(i): Dense(torch.full((2, 3), 1e6)) for i in range(9)}
+    sums, sq = clipped_sum({name: f.keep(torch.tensor([True, False])) for name, f in forms.items()}, 0.7)
+    assert float(flat(sums).norm()) == pytest.approx(0.7, rel=1e-6)
+    assert sq.tolist() == [pytest.approx(27e12), 0.0]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_non_finite_example_counts_as_zero_in_every_parameter(bad: float) -> None:
+    """A9: one bad coordinate of one parameter takes the whole example out, and no other."""
+    a, b = torch.randn(3, 4), torch.randn(3, 2, 2)
+    others = {"a": Dense(a[[0, 2]]), "b": Dense(b[[0, 2]])}
+    expected, _ = clipped_sum(others, 0.5)
+    a[1, 3] = bad
+    sums, sq = clipped_sum({"a": Dense(a), "b": Dense(b)}, 0.5)
+    for name in sums:
+        torch.testing.assert_close(sums[name], expected[name])
+    assert not math.isfinite(float(sq[1]))
+
+
+def test_non_finite_activation_reaches_no_other_example(
+    tiny_text: nn.Module, text_loss: Loss, text_batch: Any, close: Callable[..., None]
+) -> None:
+    """A9: through a whole model, every form included."""
+
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        return text_loss(model, batch) * batch["scale"]
+
+    scale = torch.ones(5, dtype=torch.float64)
+    scale[2] = math.inf
+    found = one_piece(tiny_text, loss, {**text_batch, "scale": scale}, 0.3)
+    close(found, one_piece(tiny_text, text_loss, without(text_batch, 2), 0.3))
+
+
+@given(st.floats(0, 1e300), st.floats(1e-6, 1e6))
+def test_factor_times_norm_never_exceeds_the_bound(sq: float, bound: float) -> None:
+    """B1: one rounding of float64 and the square root's: 1e-15."""
+    factor = float(clip_factors(torch.tensor([sq], dtype=torch.float64), bound))
+    assert 0 <= factor <= 1
+    assert factor * math.sqrt(sq) <= bound * (1 + 1e-15)
+    assert math.sqrt(sq) > bound or factor == 1
+
+
+def test_factors_at_the_edges() -> None:
+    """A10: never nan."""
+    sq = torch.tensor([0.0, math.inf, math.nan, 4.0, 5e-324], dtype=torch.float64)
+    assert clip_factors(sq, 1.0).tolist() == [1.0, 0.0, 0.0, 0.5, 1.0]
+
+
+def test_empty_micro_batch_sums_to_zeros() -> None:
+    """D2."""
+    sums, sq = clipped_sum({"a": Dense(torch.zeros(0, 3)), "b": Dense(torch.zeros(0))}, 1.0)
+    assert sums["a"].tolist() == [0.0] * 3
+    assert sums["b"].item() == 0.0
+    assert sq.shape == (0,)
+
+
+def test_oracle_clips_scalars_and_examples_without_gradient() -> None:
+    """The truth itself: a scalar parameter, a zero gradient, an empty batch."""
+    sums = true_clipped_sum({"gate": torch.tensor([3.0, 0.0]), "w": torch.tensor([[4.0], [0.0]])}, 1.0)
+    assert float(sums["gate"]) == pytest.approx(0.6)
+    assert float(sums["w"]) == pytest.approx(0.8)
+    assert true_clipped_sum({"w": torch.zeros(0, 2)}, 1.0)["w"].tolist() == [0.0, 0.0]
