@@ -61,7 +61,8 @@ def _clips(kind: type[Variant], known: Truth) -> list[float]:
 
 def _difference(task: Task, kind: type[Variant], known: Truth, clip: float) -> float:
     """Largest relative difference over the parameters between the variant's clipped sum and the truth."""
-    found, expected = released(task, kind, clip), clipped_sum(known.gradients, clip)
+    found, bound = released(task, kind, clip)
+    expected = clipped_sum(known.gradients, bound)
     worst = 0.0
     for name, right in expected.items():
         relative = float((found[name] - right).norm() / right.norm())
@@ -75,13 +76,15 @@ def _difference(task: Task, kind: type[Variant], known: Truth, clip: float) -> f
     return worst
 
 
-def released(task: Task, kind: type[Variant], clip: float) -> dict[str, Tensor]:
-    """The sum of clipped gradients, read off one noiseless step of SGD at rate 1, the step that is timed."""
+def released(task: Task, kind: type[Variant], clip: float) -> tuple[dict[str, Tensor], float]:
+    """The sum of clipped gradients, read off one noiseless step of SGD at rate 1, and what it clipped to."""
     variant = kind(replace(task, clip=clip, noise=False, plain_sgd=True))
     try:
         before = {name: p.detach().double() for name, p in trainable(variant.model).items()}
         variant.step()
         after = trainable(variant.model)
-        return {name: (p - after[name].detach().double()) * len(task.examples) for name, p in before.items()}
+        size = len(task.examples)
+        sums = {name: (p - after[name].detach().double()) * size for name, p in before.items()}
+        return sums, variant.bound()
     finally:
         variant.close()

@@ -23,6 +23,7 @@ from dpft.config import Recipe
 from dpft.data import Collator
 from dpft.engine.engine import PrivateEngine
 from dpft.engine.microbatch import cut, token_length
+from dpft.engine.noise import GriddedGaussian
 from dpft.engine.plan import plan
 from dpft.models.classifier import TextClassifier, classification_loss
 from dpft.models.precision import attention_for
@@ -94,6 +95,10 @@ class Variant(ABC):
     def step(self) -> None:
         """One whole step on the logical batch."""
 
+    def bound(self) -> float:
+        """What the norm of one record's gradient is really held to."""
+        return self.task.clip
+
     def close(self) -> None:  # noqa: B027 - most hold nothing
         """Let go of files."""
 
@@ -160,6 +165,11 @@ class Dpft(Variant):
 
     def step(self) -> None:
         self._engine.step(next(self._batches))
+
+    def bound(self) -> float:
+        """A little below the clip: the engine keeps room for the rounding of sums (see ``GriddedGaussian``)."""
+        size = sum(p.numel() for p in trainable(self.model).values())
+        return GriddedGaussian(self.task.clip, self.task.noise_multiplier, size).bound
 
     def close(self) -> None:
         self._batches.close()  # type: ignore[attr-defined]

@@ -35,10 +35,11 @@ def peft_tensors(model: nn.Module) -> dict[str, Tensor]:
     return {_PEFT_PREFIX + name: p.detach().cpu().contiguous() for name, p in trainable(model).items()}
 
 
-def save_adapter(model: nn.Module, method: LoRA, folder: Path, *, base: str, train: tuple[str, ...] = ()) -> None:
+def save_adapter(model: nn.Module, method: LoRA, folder: str | Path, *, base: str, train: tuple[str, ...] = ()) -> None:
     """Write an adapter for any HF model that :func:`dpft.attach` prepared, in HF peft's format.
 
     ``base`` is the base model's public name; ``train`` the modules that trained in full."""
+    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     config = {
         **method.peft_config(model),
@@ -86,9 +87,7 @@ def load(folder: str | Path, *, base: str | None = None) -> TextClassifier:
         raise InputError("dpft.json is damaged: expected it as dpft writes it.") from None
     model = TextClassifier(load_encoder(source), labels, pooling, norm)
     attach(model, method, train=("head",))
-    tensors = {
-        name.removeprefix(_PEFT_PREFIX): t for name, t in _read(folder / "adapter_model.safetensors").items()
-    }
+    tensors = {name.removeprefix(_PEFT_PREFIX): t for name, t in _read(folder / "adapter_model.safetensors").items()}
     _copy(tensors, trainable(model.encoder))
     _copy(_read(folder / "head.safetensors"), trainable(model.head))
     return model
@@ -98,7 +97,7 @@ def _base_name(public_name: str) -> str:
     if public_name.startswith("folder:"):
         raise InputError(
             f"The base model was the local folder {public_name.removeprefix('folder:')!r}, whose path is not "
-            "recorded. Give it: dpft.load(folder, base=\"path/to/model\")."
+            'recorded. Give it: dpft.load(folder, base="path/to/model").'
         )
     return public_name
 
@@ -120,4 +119,3 @@ def _copy(tensors: Mapping[str, Tensor], into: Mapping[str, nn.Parameter]) -> No
         if tensor.shape != target.shape or not bool(tensor.isfinite().all()):
             raise InputError(f"The adapter does not fit this model: {name} has another shape or non-finite values.")
         target.data.copy_(tensor)
-

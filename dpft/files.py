@@ -47,7 +47,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_bytes())
     except FileNotFoundError:
-        raise InputError(f"{path.name} is missing in {path.parent.name}; expected a folder that dpft run wrote.") from None
+        raise InputError(f"{path.name} is missing in {path.parent.name}; expected a run's folder.") from None
     except (ValueError, RecursionError):
         raise InputError(f"{path.name} is damaged: expected JSON as dpft writes it.") from None
     if not isinstance(value, dict):

@@ -103,7 +103,6 @@ def run(recipe: Recipe, folder: Path, *, resume: bool = False, watch: Watch | No
         if resume:
             _restore(checkpoints, model, optimizer, watch)
         _train(recipe, engine, examples, collate, checkpoints, watch)
-        engine.finish()
         model.eval()
         heldout = tokenise(tokenizer, data.heldout, recipe.data)
         score = accuracy(model, heldout, collate, recipe.train.token_budget, compute) if heldout else None
@@ -114,9 +113,7 @@ def run(recipe: Recipe, folder: Path, *, resume: bool = False, watch: Watch | No
     return Outcome(folder, promised, made, score if public else None, len(heldout) if public else None)
 
 
-def build_model(
-    recipe: Recipe, source: ModelSource, attention: str | None = None
-) -> tuple[TextClassifier, LoRA]:
+def build_model(recipe: Recipe, source: ModelSource, attention: str | None = None) -> tuple[TextClassifier, LoRA]:
     """The classifier with its method in place; everything else frozen and in eval mode unless dropout is asked for."""
     section = recipe.method
     method = LoRA(section.rank, section.alpha, tuple(section.targets))
@@ -203,6 +200,7 @@ def _train(
     """Every step that is still allowed. Interruption ends after a whole step, with a checkpoint."""
     steps, every = engine.plan.steps, recipe.train.checkpoint_every
     if engine.steps_charged >= steps:
+        engine.finish()
         return
     for batch in engine.batches(examples, collate):
         done = engine.steps_charged
@@ -231,8 +229,6 @@ def _release(folder: Path, model: TextClassifier, method: LoRA, recipe: Recipe, 
     """Write the adapter beside its place and rename it in, so that it is there whole or not at all."""
     part = folder / "adapter.part"
     shutil.rmtree(part, ignore_errors=True)
-    save_classifier(
-        model, method, part, base=source.public_name, revision=source.revision, labels=recipe.data.labels
-    )
+    save_classifier(model, method, part, base=source.public_name, revision=source.revision, labels=recipe.data.labels)
     part.rename(folder / "adapter")
     sync_folder(folder)

@@ -34,7 +34,7 @@ def build_optimizer(section: OptimizerSection, model: nn.Module, head: nn.Module
         {"params": list(head.parameters()), "lr": section.head_lr or section.lr},
     ]
     kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
-    optimizer: torch.optim.Optimizer = kinds[section.name](groups, weight_decay=section.weight_decay)  # type: ignore[operator]
+    optimizer: torch.optim.Optimizer = kinds[section.name](groups, weight_decay=section.weight_decay)
     return optimizer
 
 

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 # On tensors this small a second thread costs more than it saves: up to a hundredfold on a busy machine.
 # Read when torch is first imported, which is later.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test fetches anything
 
 # float64 has 1.1e-16 a rounding; some 1e4 of them in a chain and a condition number of 1e2 leave 1e-10.
 RELATIVE = 1e-9

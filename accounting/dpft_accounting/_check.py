@@ -31,9 +31,7 @@ def integer(name: str, value: object, *, minimum: int) -> int:
 def text(name: str, value: object, *, longest: int = 200) -> str:
     """``value`` if it is printable, non-empty text of at most ``longest`` characters."""
     if not isinstance(value, str) or not 0 < len(value) <= longest or not value.isprintable():
-        raise AccountingError(
-            f"Expected {name} to be 1 to {longest} printable characters, found {value!r:.60}."
-        )
+        raise AccountingError(f"Expected {name} to be 1 to {longest} printable characters, found {value!r:.60}.")
     return value
 
 
@@ -42,7 +40,5 @@ def exact_keys(name: str, value: object, keys: set[str]) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
         raise AccountingError(f"Expected {name} to be a mapping, found {value!r:.60}.")
     if set(value) != keys:
-        raise AccountingError(
-            f"Expected {name} to have the keys {sorted(keys)}, found {sorted(map(str, value))}."
-        )
+        raise AccountingError(f"Expected {name} to have the keys {sorted(keys)}, found {sorted(map(str, value))}.")
     return value

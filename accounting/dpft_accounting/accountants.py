@@ -21,9 +21,7 @@ PRV_DELTA = 1e-12  # below it even long double runs out of digits; the Rényi bo
 FLOAT_NOISE = "delta below 1e-9: float64 noise, a check and no guarantee"
 
 
-def epsilon(
-    mechanism: Mechanism, unit: Unit, delta: float, *, method: Method = "auto", rtol: float = 1e-3
-) -> Bound:
+def epsilon(mechanism: Mechanism, unit: Unit, delta: float, *, method: Method = "auto", rtol: float = 1e-3) -> Bound:
     """ε of ``mechanism`` at ``delta`` for one ``unit``.
 
     ``auto``: closed form for full batches; otherwise PLD for δ >= 1e-9, PRV down to 1e-12, RDP below.
@@ -34,9 +32,7 @@ def epsilon(
     return epsilon_of(compose([mechanism], unit), check_delta(delta, unit), method, rtol)
 
 
-def delta(
-    mechanism: Mechanism, unit: Unit, epsilon: float, *, method: Method = "auto", rtol: float = 1e-3
-) -> Bound:
+def delta(mechanism: Mechanism, unit: Unit, epsilon: float, *, method: Method = "auto", rtol: float = 1e-3) -> Bound:
     """δ of ``mechanism`` at ``epsilon`` >= 0: the privacy profile, larger of both directions.
 
     Methods and errors as for ``epsilon``; ``auto`` moves to PRV and RDP when δ itself turns out below 1e-9
@@ -111,9 +107,7 @@ def _auto_delta(composition: Composition, epsilon: float, rtol: float) -> Bound:
         bound = pld.delta(composition, epsilon, rtol)
         if bound.upper >= pld.SOUND_DELTA:
             return bound
-        return replace(
-            bound, upper=pld.SOUND_DELTA, flags=("below 1e-9, raised to it: no sharper bound is sound",)
-        )
+        return replace(bound, upper=pld.SOUND_DELTA, flags=("below 1e-9, raised to it: no sharper bound is sound",))
     analytic_upper = rdp.delta(composition, epsilon)
     if analytic_upper.upper < PRV_DELTA:
         return analytic_upper

@@ -64,9 +64,7 @@ class Bound:
             and isinstance(checked["versions"], Mapping)
             and isinstance(checked["flags"], list | tuple)
         ):
-            raise AccountingError(
-                "Expected a bound with method as text, versions as a mapping and flags as a list."
-            )
+            raise AccountingError("Expected a bound with method as text, versions as a mapping and flags as a list.")
         return cls(
             _from_json(checked["lower"]),
             _from_json(checked["upper"]),

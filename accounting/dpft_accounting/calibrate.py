@@ -52,9 +52,7 @@ def noise_multiplier(
     # Exact for full batches, up to rounding; the central limit, slightly too little noise, for Poisson ones.
     start = math.sqrt(steps) / mu if q == 1 else math.log1p((mu / q) * (mu / q) / steps) ** -0.5
     least = 0.0 if q == 1 else _LEAST_POISSON_SIGMA
-    found = search(
-        at, start, target, rtol=rtol, slope=-1, snap=lambda sigma: round_up(max(sigma, least), _DIGITS)
-    )
+    found = search(at, start, target, rtol=rtol, slope=-1, snap=lambda sigma: round_up(max(sigma, least), _DIGITS))
     return Calibration(found.value, found.bound)
 
 
@@ -87,9 +85,7 @@ def steps_within(mechanism: Mechanism, others: Sequence[Mechanism], unit: Unit, 
 def fits(mechanisms: Sequence[Mechanism], unit: Unit, budget: Budget) -> bool:
     """Whether all of ``mechanisms`` together stay within ``budget``, after a finer look before a no."""
     composition = compose(mechanisms, unit)
-    return any(
-        epsilon_of(composition, budget.delta, rtol=rtol).upper <= budget.epsilon for rtol in (1e-3, 1e-4)
-    )
+    return any(epsilon_of(composition, budget.delta, rtol=rtol).upper <= budget.epsilon for rtol in (1e-3, 1e-4))
 
 
 def _first_guess(mechanism: Mechanism, unit: Unit, budget: Budget) -> float:

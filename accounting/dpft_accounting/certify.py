@@ -77,9 +77,7 @@ def _full_batch(composition: Composition, delta: float) -> tuple[Bound, tuple[Bo
         rdp.epsilon(composition, delta),
     )
     if exact.lower > min(row.upper for row in rows if FLOAT_NOISE not in row.flags) * _ROUNDING:
-        raise AccountantsDisagree(
-            f"The closed form is above another accountant's upper bound: {_listed(rows)}."
-        )
+        raise AccountantsDisagree(f"The closed form is above another accountant's upper bound: {_listed(rows)}.")
     return _published(exact.lower, exact, rows), rows
 
 
@@ -124,9 +122,7 @@ def decide(pld_row: Bound, prv_row: Bound, rdp_row: Bound, delta: float) -> tupl
         return pld_row, ("not cross-checked by prv",)
     if prv_row.lower <= pld_row.upper <= prv_row.upper and pld_row.upper <= limit:
         return pld_row, ()
-    return fallback, (
-        f"accountants disagree, {fallback.method} reported: {_listed((pld_row, prv_row, rdp_row))}",
-    )
+    return fallback, (f"accountants disagree, {fallback.method} reported: {_listed((pld_row, prv_row, rdp_row))}",)
 
 
 def _row(method: str, compute: Callable[[], Bound]) -> Bound:

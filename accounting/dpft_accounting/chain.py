@@ -101,9 +101,7 @@ class Writer:
             # Never through a symbolic link: the file that is locked must be the file that is named.
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
         except OSError as problem:
-            raise LedgerError(
-                f"Cannot open the ledger {path.name} for writing: {problem.strerror}."
-            ) from problem
+            raise LedgerError(f"Cannot open the ledger {path.name} for writing: {problem.strerror}.") from problem
         try:
             _lock(fd, path)
             content = parse(_all_bytes(fd, path))
@@ -151,9 +149,7 @@ class Writer:
         if self._fd < 0:
             raise LedgerError(f"The ledger {self._name} is closed; open it again to write.")
         if os.getpid() != self._pid:  # a fork shares the lock, and two writers would break the chain
-            raise LedgerError(
-                f"The ledger {self._name} belongs to the parent process; only that may write to it."
-            )
+            raise LedgerError(f"The ledger {self._name} belongs to the parent process; only that may write to it.")
         done = 0
         try:
             while done < len(data):
@@ -173,9 +169,7 @@ class Writer:
             pass
         finally:
             self.close()
-        full = (
-            " Free some space, then open it again." if problem.errno in (errno.ENOSPC, errno.EDQUOT) else ""
-        )
+        full = " Free some space, then open it again." if problem.errno in (errno.ENOSPC, errno.EDQUOT) else ""
         raise LedgerError(
             f"Could not write to the ledger {self._name}: {problem.strerror}. Nothing was reserved.{full}"
         ) from problem
@@ -196,9 +190,7 @@ def _lock(fd: int, path: Path) -> None:
 def _all_bytes(fd: int, path: Path) -> bytes:
     size = os.fstat(fd).st_size
     if size > _LARGEST_FILE:
-        raise LedgerError(
-            f"The ledger {path.name} has {size} bytes, more than any real one. It is not a ledger."
-        )
+        raise LedgerError(f"The ledger {path.name} has {size} bytes, more than any real one. It is not a ledger.")
     data = bytearray()
     while part := os.pread(fd, 1 << 20, len(data)):
         data += part
@@ -247,9 +239,7 @@ def _object(line: bytes, seq: int) -> dict[str, Any]:
             raise ValueError("not an object")
     except (ValueError, RecursionError) as problem:
         reason = str(problem)[:80] or type(problem).__name__
-        raise LedgerError(
-            f"Line {seq + 1} of the ledger is not a record ({reason}). Restore it from a copy."
-        ) from None
+        raise LedgerError(f"Line {seq + 1} of the ledger is not a record ({reason}). Restore it from a copy.") from None
     return value
 
 

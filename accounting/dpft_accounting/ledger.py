@@ -38,9 +38,7 @@ class Ledger:
         self._sessions: dict[str, LedgerRun] = {}
 
     @classmethod
-    def open(
-        cls, path: str | os.PathLike[str], dataset_id: str, unit: Unit, budget: Budget | None = None
-    ) -> Ledger:
+    def open(cls, path: str | os.PathLike[str], dataset_id: str, unit: Unit, budget: Budget | None = None) -> Ledger:
         """Create the ledger, or reopen it: data set, unit and budget must then be those of its header.
 
         Holds the lock until ``close``. Errors: LedgerError if another process has it, if the file is broken,
@@ -54,9 +52,7 @@ class Ledger:
             found, runs = replay(content.records or [writer.append(header.to_fields())])
             _check_same(header, found)
             if content.torn:
-                writer.append(
-                    event("note", None, note=f"cut an incomplete last line of {content.torn} bytes")
-                )
+                writer.append(event("note", None, note=f"cut an incomplete last line of {content.torn} bytes"))
         except BaseException:
             writer.close()
             raise
@@ -99,8 +95,7 @@ class Ledger:
         known = self._book.runs.get(name)
         if known is not None and known.mech != mech:
             raise LedgerError(
-                f"Run {name!r} was opened with {known.mech}, found {mech}. "
-                "Resume it unchanged, or choose another name."
+                f"Run {name!r} was opened with {known.mech}, found {mech}. Resume it unchanged, or choose another name."
             )
         if self._is_open(name):
             raise LedgerError(f"Run {name!r} is already open. Close it first.")
@@ -118,9 +113,7 @@ class Ledger:
     def remaining(self, mech: Mechanism) -> int:
         """How many steps of ``mech`` a new run may plan within the budget. LedgerError without one."""
         if self.budget is None:
-            raise LedgerError(
-                "This ledger has no budget, so nothing bounds the steps. Give one when it is created."
-            )
+            raise LedgerError("This ledger has no budget, so nothing bounds the steps. Give one when it is created.")
         return steps_within(mech, self._load(), self.unit, self.budget)
 
     def close(self) -> None:

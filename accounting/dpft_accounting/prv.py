@@ -96,17 +96,13 @@ def _composed(
                 if 2 * reach / mesh <= _MAX_POINTS:
                     break
             else:
-                raise Unsupported(
-                    f"prv would need {2 * reach / mesh:.3g} points, more than memory allows. Use rdp."
-                )
+                raise Unsupported(f"prv would need {2 * reach / mesh:.3g} points, more than memory allows. Use rdp.")
             domain = Domain.create_aligned(-reach, reach, mesh)
             truncated = [_TruncatedLoss(loss, domain.t_min(), domain.t_max()) for loss in losses]
             discrete = [CellCentred().discretise(loss, domain) for loss in truncated]
             return Heterogeneous(discrete).compute_composition(steps), eps_error, mesh
     except (ArithmeticError, ValueError, RuntimeError, AssertionError) as problem:
-        raise Unsupported(
-            f"prv cannot represent this mechanism ({problem or type(problem).__name__})."
-        ) from problem
+        raise Unsupported(f"prv cannot represent this mechanism ({problem or type(problem).__name__}).") from problem
 
 
 def _losses(composition: Composition) -> tuple[list[Any], list[int]]:

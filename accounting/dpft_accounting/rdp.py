@@ -69,9 +69,7 @@ def _profile(curve: list[float], epsilon: float) -> float:
 
 def _check(composition: Composition) -> None:
     if composition.adjacency == "replace" and composition.poisson:
-        raise Unsupported(
-            "rdp knows Poisson batches under add_remove and zero_out only. Under replace use pld."
-        )
+        raise Unsupported("rdp knows Poisson batches under add_remove and zero_out only. Under replace use pld.")
 
 
 def _curve(composition: Composition, scale: float = 1.0) -> list[float]:

@@ -61,9 +61,7 @@ class RunRecord:
     committed: int = 0
 
 
-def event(
-    kind: str, run: str | None, *, mech: Mechanism | None = None, steps: int = 0, note: str = ""
-) -> Record:
+def event(kind: str, run: str | None, *, mech: Mechanism | None = None, steps: int = 0, note: str = "") -> Record:
     """A record without the chain.
 
     ``t`` is the UTC date and nothing finer: a step takes as long as its batch is large, so the time of each

@@ -30,9 +30,7 @@ class Unit:
     def __post_init__(self) -> None:
         text("unit name", self.name)
         if self.adjacency not in get_args(Adjacency):
-            raise AccountingError(
-                f"Expected adjacency to be one of {get_args(Adjacency)}, found {self.adjacency!r}."
-            )
+            raise AccountingError(f"Expected adjacency to be one of {get_args(Adjacency)}, found {self.adjacency!r}.")
         if self.adjacency == "add_remove":
             if self.n_public is not None:
                 raise AccountingError(

@@ -27,9 +27,7 @@ class Verification:
     torn_bytes: int
 
     def __str__(self) -> str:
-        torn = (
-            f"; an incomplete last line of {self.torn_bytes} bytes does not count" if self.torn_bytes else ""
-        )
+        torn = f"; an incomplete last line of {self.torn_bytes} bytes does not count" if self.torn_bytes else ""
         return (
             f"chain intact, {self.records} records, {self.runs} runs, {self.reserved} steps reserved, "
             f"{self.committed} executed, head {self.head_sha256}{torn}"

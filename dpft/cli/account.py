@@ -56,7 +56,7 @@ def show_ledger(path: Path, delta: float | None, *, as_json: bool) -> None:
     ledger = Ledger.read(path)
     at = _delta(ledger, delta)
     spent = ledger.spent(at)
-    runs = {
+    runs: dict[str, dict[str, Any]] = {
         name: {"mechanism": run.mech.to_dict(), "reserved": run.reserved, "committed": run.committed}
         for name, run in ledger.runs().items()
     }

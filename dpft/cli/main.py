@@ -27,7 +27,10 @@ Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", hel
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
 Epsilon = Annotated[float | None, typer.Option(help="Privacy budget; the noise is chosen for it.")]
 Noise = Annotated[float | None, typer.Option("--noise-multiplier", help="Noise standard deviation over clip.")]
-Rate = Annotated[float | None, typer.Option("--sample-rate", help="Chance of each record to join a batch (secret number of records).")]
+Rate = Annotated[
+    float | None,
+    typer.Option("--sample-rate", help="Chance of each record to join a batch (secret number of records)."),
+]
 Examples = Annotated[int | None, typer.Option(help="Public number of training records.")]
 
 
@@ -50,7 +53,7 @@ def plan_command(
     overrides: Set = None,
     epsilon: Epsilon = None,
     noise_multiplier: Noise = None,
-    delta: Annotated[float | None, typer.Option(help="Probability that epsilon does not hold; below 1/records.")] = None,
+    delta: Annotated[float | None, typer.Option(help="Chance that epsilon does not hold; below 1/records.")] = None,
     examples: Examples = None,
     sample_rate: Rate = None,
     batch: Annotated[float | None, typer.Option(help="Expected records in a logical batch.")] = None,

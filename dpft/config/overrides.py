@@ -32,13 +32,9 @@ def _parts(override: str) -> tuple[list[str], str]:
     key, equals, value = override.partition("=")
     key = key.strip()
     if not equals or not _KEY.fullmatch(key):
-        raise InputError(
-            f"--set {shown(override)}: expected key=value with a dotted key, such as privacy.epsilon=8."
-        )
+        raise InputError(f"--set {shown(override)}: expected key=value with a dotted key, such as privacy.epsilon=8.")
     if len(value) > _MAX_CHARACTERS:
-        raise InputError(
-            f"--set {shown(key)}: expected at most {_MAX_CHARACTERS} characters; edit the recipe."
-        )
+        raise InputError(f"--set {shown(key)}: expected at most {_MAX_CHARACTERS} characters; edit the recipe.")
     return key.split("."), value.strip()
 
 

@@ -19,15 +19,12 @@ class PrivacySection(Section):
         default=None, description="the standard deviation of the noise on the sum, in units of clip"
     )
     delta: float = Field(gt=0, lt=1, description="the probability that the epsilon does not hold")
-    examples: Count | None = Field(
-        default=None, description="the public number of training records (zero-out)"
-    )
+    examples: Count | None = Field(default=None, description="the public number of training records (zero-out)")
     sample_rate: float | None = Field(
         default=None,
         gt=0,
         le=1,
-        description="each record's chance to be in a batch, where the number of records is "
-        "secret (add/remove)",
+        description="each record's chance to be in a batch, where the number of records is secret (add/remove)",
     )
     expected_batch: Count = Field(description="the expected number of records in a batch, a public constant")
     epochs: Positive | None = Field(default=None, description="expected passes over the data")

@@ -16,9 +16,7 @@ class ModelSection(Section):
 
     source: Word = Field(description='"package:NAME", a hub name, or a local folder')
     revision: OptionalWord = Field(default=None, description="the hub model's commit, tag or branch")
-    pooling: Literal["cls", "mean"] = Field(
-        default="mean", description="how token features become one vector"
-    )
+    pooling: Literal["cls", "mean"] = Field(default="mean", description="how token features become one vector")
     feature_norm: Positive | None = Field(
         default=None, description="the L2 norm that pooled features are scaled to; absent = not scaled"
     )
@@ -38,9 +36,7 @@ class LoRASection(Section):
 
     name: Literal["lora"] = Field(description="the method")
     rank: int = Field(default=8, ge=1, le=65_536, description="the rank of each added pair of factors")
-    alpha: Positive | None = Field(
-        default=None, description="numerator of the scaling alpha/rank; absent = rank"
-    )
+    alpha: Positive | None = Field(default=None, description="numerator of the scaling alpha/rank; absent = rank")
     targets: Words = Field(
         default=("query", "value"),
         min_length=1,
@@ -70,12 +66,8 @@ class OptimizerSection(Section):
     lr: Positive = Field(default=1e-3, description="the learning rate")
     head_lr: Positive | None = Field(default=None, description="the head's own learning rate; absent = lr")
     weight_decay: float = Field(default=0.0, ge=0, description="the weight decay coefficient")
-    schedule: Literal["linear", "constant"] = Field(
-        default="linear", description="how the rate falls over the steps"
-    )
-    warmup: float = Field(
-        default=0.0, ge=0, lt=1, description="the fraction of steps over which the rate rises"
-    )
+    schedule: Literal["linear", "constant"] = Field(default="linear", description="how the rate falls over the steps")
+    warmup: float = Field(default=0.0, ge=0, lt=1, description="the fraction of steps over which the rate rises")
 
 
 class TrainSection(Section):
@@ -83,19 +75,15 @@ class TrainSection(Section):
 
     token_budget: Count = Field(default=4096, description="tokens in a micro-batch, padding included")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="number type of the model's matrix products; auto = bfloat16 where the hardware has it"
+        default="auto", description="number type of the model's matrix products; auto = bfloat16 where the hardware has it"
     )
-    checkpoint_every: int = Field(
-        default=10, ge=0, le=10**12, description="steps between checkpoints; 0 = never"
-    )
+    checkpoint_every: int = Field(default=10, ge=0, le=10**12, description="steps between checkpoints; 0 = never")
 
 
 class EvaluateSection(Section):
     """What may be said of the held-out records."""
 
-    public: bool = Field(
-        default=False, description="whether the held-out records are public, accuracy included"
-    )
+    public: bool = Field(default=False, description="whether the held-out records are public, accuracy included")
 
 
 class Recipe(Section):
@@ -118,9 +106,7 @@ class Recipe(Section):
     privacy: PrivacySection = Field(description="the privacy promise")
     optimizer: OptimizerSection = Field(default=OptimizerSection(), description="the optimiser")
     train: TrainSection = Field(default=TrainSection(), description="how the work is cut up")
-    evaluate: EvaluateSection = Field(
-        default=EvaluateSection(), description="what may be said of held-out records"
-    )
+    evaluate: EvaluateSection = Field(default=EvaluateSection(), description="what may be said of held-out records")
 
     @model_validator(mode="after")
     def _longest_record_fits(self) -> Self:

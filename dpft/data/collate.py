@@ -46,10 +46,7 @@ class Collator:
             "labels": np.array([example["label"] for example in examples], dtype=np.int64),
         }
         if "token_type_ids" in self.model_input_names:
-            types = [
-                e["token_type_ids"] if "token_type_ids" in e else np.zeros_like(e["input_ids"])
-                for e in examples
-            ]
+            types = [e["token_type_ids"] if "token_type_ids" in e else np.zeros_like(e["input_ids"]) for e in examples]
             columns["token_type_ids"] = self._padded(types, 0)
         return {name: torch.from_numpy(column) for name, column in columns.items()}
 

@@ -20,9 +20,7 @@ def is_held_out(record: Record, fraction: float) -> bool:
     return int.from_bytes(digest[:8], "big") < int(fraction * 2**64)
 
 
-def split_held_out(
-    records: Iterable[Record], fraction: float
-) -> tuple[tuple[Record, ...], tuple[Record, ...]]:
+def split_held_out(records: Iterable[Record], fraction: float) -> tuple[tuple[Record, ...], tuple[Record, ...]]:
     """(train, held out), each in the order of the records. Their sizes vary around the fraction.
 
     Adding or removing one record moves no other.

@@ -65,8 +65,7 @@ def _csv_rows(path: Path, section: DataSection) -> Iterator[Row]:
             place = f"row {number} of {path.name}"
             if len(values) != len(header):
                 raise InputError(
-                    f"{place}: expected {len(header)} values, as many as in the header; check "
-                    "its commas and quotes."
+                    f"{place}: expected {len(header)} values, as many as in the header; check its commas and quotes."
                 )
             yield Row(place, dict(zip(header, values, strict=True)))
             number += 1

@@ -113,6 +113,4 @@ def _listed(names: tuple[str, ...]) -> str:
     """Column names for an error; of a file without a header they would be a record, so texts are left out."""
     shown = [name for name in names[:_MAX_NAMES] if _HARMLESS_NAME.fullmatch(name)]
     hidden = len(names) - len(shown)
-    return f"the columns {', '.join(shown) or '(none)'}" + (
-        f" and {hidden} with names not shown" if hidden else ""
-    )
+    return f"the columns {', '.join(shown) or '(none)'}" + (f" and {hidden} with names not shown" if hidden else "")

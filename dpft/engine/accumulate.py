@@ -94,5 +94,5 @@ class Accumulator:
 
 def views(flat: Tensor, params: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
     """A flat vector [d] cut into the parameters' shapes, in their order; no copies."""
-    parts = flat.split([p.numel() for p in params.values()])
+    parts = torch.split(flat, [p.numel() for p in params.values()])
     return {name: part.view(p.shape) for (name, p), part in zip(params.items(), parts, strict=True)}

@@ -76,8 +76,9 @@ class Checkpoints:
             raise InputError("checkpoint holds other parameters")
         state: dict[int, dict[str, Any]] = {}
         for name, tensor in tensors.items():
-            kind, index, key = (name.split(".", 2) + ["", ""])[:3]
+            kind, _, rest = name.partition(".")
             if kind == "state":
+                index, key = rest.split(".", 1)
                 state.setdefault(int(index), {})[key] = tensor
         for name, value in meta["plain"].items():
             index, key = name.split(".", 1)

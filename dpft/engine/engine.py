@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -64,6 +65,7 @@ class PrivateEngine(AbstractContextManager["PrivateEngine"]):
         self._current: LogicalBatch | None = None
         self._steps_here = 0
         self._proved = False
+        Path(ledger).parent.mkdir(parents=True, exist_ok=True)
         self._ledger = Ledger.open(ledger, dataset_id=dataset, unit=plan.unit, budget=plan.budget)
         try:
             if run in self._ledger.runs() and not resume:
@@ -126,6 +128,7 @@ class PrivateEngine(AbstractContextManager["PrivateEngine"]):
             drawn = poisson_sample(records, self.plan.sample_rate, self._words)
             self._current = LogicalBatch([dataset[i] for i in drawn], collate, length)
             yield self._current
+        self.finish()
 
     def step(self, batch: LogicalBatch) -> None:
         """Clip, sum, noise and update, once, for a batch from :meth:`batches`."""
@@ -153,7 +156,9 @@ class PrivateEngine(AbstractContextManager["PrivateEngine"]):
         self._ledger.close()
 
     def finish(self) -> None:
-        """Last checks before anything is released: nothing but the trained parameters has changed."""
+        """Last checks before anything is released: nothing but the trained parameters has changed.
+
+        A loop over :meth:`batches` that runs to its end does this by itself."""
         self._guard.check_unchanged_set()
         self._guard.check_frozen()
         self._run.commit()
@@ -173,4 +178,3 @@ class PrivateEngine(AbstractContextManager["PrivateEngine"]):
         for p in self._guard.params.values():
             p.grad = None
         self._guard.check_finite()
-

@@ -99,7 +99,7 @@ def frozen_digest(model: nn.Module) -> str:
     digest = hashlib.blake2b()
     for name, tensor in _others(model):
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -56,4 +56,3 @@ class GriddedGaussian:
         std, grid = self.noise_multiplier * self.clip, self.grid
         noise = standard_normal(source, self.coordinates).mul_(std / grid).round_()
         return (total.cpu() / grid).round_().add_(noise).mul_(grid)
-

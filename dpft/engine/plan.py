@@ -15,6 +15,8 @@ from dpft_accounting import (
     Unit,
     certify,
     check_delta,
+)
+from dpft_accounting import (
     noise_multiplier as calibrate_noise,
 )
 
@@ -118,14 +120,10 @@ def plan(
             f"The accountants certify {found.bound.upper:.4f} where epsilon={epsilon:g} was asked. "
             f"Give noise_multiplier slightly above {noise_multiplier:g} instead of epsilon."
         )
-    return Plan(
-        who, q, expected_batch, T, clip, noise_multiplier, delta, found.bound, certificate=found.to_dict()
-    )
+    return Plan(who, q, expected_batch, T, clip, noise_multiplier, delta, found.bound, certificate=found.to_dict())
 
 
-def _sampling(
-    examples: int | None, sample_rate: float | None, expected_batch: float, unit: str
-) -> tuple[float, Unit]:
+def _sampling(examples: int | None, sample_rate: float | None, expected_batch: float, unit: str) -> tuple[float, Unit]:
     if examples is None:
         assert sample_rate is not None  # one of the two was given
         if not 0 < sample_rate <= 1:

@@ -132,4 +132,3 @@ def synthetic_like(batch: Any, examples: int = 3) -> Any:
     if isinstance(made, dict) and isinstance(made.get("attention_mask"), Tensor):
         made["attention_mask"] = torch.ones_like(made["attention_mask"])
     return made
-

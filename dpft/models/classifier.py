@@ -43,7 +43,8 @@ class TextClassifier(nn.Module):
             pooled = (hidden * mask).sum(dim=1) / mask.sum(dim=1).clamp_min(1.0)
         if self.feature_norm is not None:
             pooled = self.feature_norm * F.normalize(pooled, dim=-1)
-        return pooled
+        features: Tensor = pooled
+        return features
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, **inputs: Tensor) -> Tensor:
         logits: Tensor = self.head(self.features(input_ids, attention_mask, **inputs))

@@ -29,7 +29,7 @@ def products_in(compute: torch.dtype, device: torch.device) -> torch.autocast:
 
 def _native_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     found = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
 

@@ -31,7 +31,9 @@ def matching_modules(
             raise InputError(f"method.targets names {target!r}, which this model has not; it has {', '.join(near)}.")
         unfit = next((name for name, m in named.items() if not fits(m)), None)
         if unfit is not None:
-            raise InputError(f"method.targets names {unfit}, a {type(modules[unfit]).__name__}; expected a Linear layer.")
+            raise InputError(
+                f"method.targets names {unfit}, a {type(modules[unfit]).__name__}; expected a Linear layer."
+            )
         found.update(named)
     return [(name, m) for name, m in modules.items() if name in found]
 

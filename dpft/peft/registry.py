@@ -43,6 +43,6 @@ def default_targets(model_type: str) -> tuple[str, ...]:
     if model_type not in FAMILIES:
         raise InputError(
             f"Expected method.targets for the model family {model_type!r}, whose usual targets are not known here. "
-            f"Name the linear layers to adapt, e.g. targets = [\"query\", \"value\"]; known: {', '.join(FAMILIES)}."
+            f'Name the linear layers to adapt, e.g. targets = ["query", "value"]; known: {", ".join(FAMILIES)}.'
         )
     return FAMILIES[model_type].lora_targets

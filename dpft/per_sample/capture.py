@@ -148,7 +148,7 @@ def expanded(p: Tensor, batch: int, ndim: int) -> Tensor:
             return p.view(1, *(1,) * (ndim - 1 - p.dim()), *p.shape).expand(batch, *(-1,) * (ndim - 1))
         grads, name = found
         grads.expect(batch, f"parameter {name}")
-        return ExpandFn.apply(p, batch, ndim, grads.sink(name))  # type: ignore[no-any-return]
+        return ExpandFn.apply(p, batch, ndim, grads.sink(name))  # type: ignore[no-any-return, no-untyped-call]
 
 
 def _grad_state(p: nn.Parameter) -> tuple[int, int]:

@@ -94,7 +94,8 @@ class Dense(Form):
 
     def sq_norm(self) -> Tensor:
         flat = wide(self.g).reshape(self.batch, _size(self.g))
-        return torch.linalg.vector_norm(flat, dim=1).double().square()  # squares of float32 over- and underflow
+        norm: Tensor = torch.linalg.vector_norm(flat, dim=1)
+        return norm.double().square()  # squares of float32 over- and underflow
 
     def weighted_sum(self, c: Tensor) -> Tensor:
         flat = wide(self.g).reshape(self.batch, _size(self.g))
@@ -141,7 +142,9 @@ class Outer(Form):
 
     def span(self) -> Tensor:
         """Sum over t of the norms of the terms, [B]: the norm if nothing cancelled."""
-        return (wide(self.left).norm(dim=2) * wide(self.right).norm(dim=2)).sum(dim=1)
+        left, right = wide(self.left), wide(self.right)
+        size: Tensor = (left.norm(dim=2) * right.norm(dim=2)).sum(dim=1)
+        return size
 
     def weighted_sum(self, c: Tensor) -> Tensor:
         left, right = wide(self.left), wide(self.right)
@@ -189,7 +192,8 @@ class Rows(Form):
 
     def span(self) -> Tensor:
         """Sum over t of the norms of the terms, [B]: the norm if nothing cancelled."""
-        return wide(self.g).norm(dim=2).sum(dim=1)
+        size: Tensor = wide(self.g).norm(dim=2).sum(dim=1)
+        return size
 
     def weighted_sum(self, c: Tensor) -> Tensor:
         g = wide(self.g)

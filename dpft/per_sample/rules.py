@@ -84,7 +84,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     x = _product(input, "linear")
     if x.dim() < 2:
         raise _no_rule("linear (without a batch axis)", (weight, bias), {})
-    out: Tensor = LinearFn.apply(x, weight, bias, False, _sink(weight), _sink(bias))
+    out: Tensor = LinearFn.apply(x, weight, bias, False, _sink(weight), _sink(bias))  # type: ignore[no-untyped-call]
     return out
 
 
@@ -98,7 +98,7 @@ def conv1d(input: Tensor, mat1: Tensor, mat2: Tensor, *, beta: float = 1, alpha:
         raise _no_rule("addmm (other than Conv1D's, on a known number of examples)", (input, mat2), {})
     T = x.shape[0] // B if B else 0
     x = x.reshape(B, T, x.shape[1])
-    out: Tensor = LinearFn.apply(x, mat2, input, True, _sink(mat2), _sink(input))
+    out: Tensor = LinearFn.apply(x, mat2, input, True, _sink(mat2), _sink(input))  # type: ignore[no-untyped-call]
     return out.reshape(B * T, mat2.shape[1])
 
 
@@ -107,7 +107,7 @@ def matmul(input: Tensor, other: Tensor) -> Tensor:
     """``x @ W`` with a matrix W on the right."""
     if isinstance(input, Tracked) or other.dim() != 2 or input.dim() < 2:
         raise _no_rule("matmul (other than activation @ matrix)", (input, other), {})
-    out: Tensor = LinearFn.apply(_product(input, "matmul"), other, None, True, _sink(other), None)
+    out: Tensor = LinearFn.apply(_product(input, "matmul"), other, None, True, _sink(other), None)  # type: ignore[no-untyped-call]
     return out
 
 
@@ -123,7 +123,7 @@ def embedding(
 ) -> Tensor:
     if max_norm is not None or scale_grad_by_freq:
         raise _no_rule("embedding with max_norm or scale_grad_by_freq (they couple examples)", (weight,), {})
-    out: Tensor = EmbeddingFn.apply(weight, input, padding_idx, _sink(weight))
+    out: Tensor = EmbeddingFn.apply(weight, input, padding_idx, _sink(weight))  # type: ignore[no-untyped-call]
     return out
 
 

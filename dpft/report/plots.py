@@ -19,7 +19,9 @@ def epsilon_over_steps(plan: Plan, charged: int) -> str:
     matplotlib.use("svg", force=False)
     from matplotlib.figure import Figure
 
-    steps = sorted({max(1, round(plan.steps * (i / _POINTS) ** 1.5)) for i in range(1, _POINTS + 1)} | {max(charged, 1)})
+    steps = sorted(
+        {max(1, round(plan.steps * (i / _POINTS) ** 1.5)) for i in range(1, _POINTS + 1)} | {max(charged, 1)}
+    )
     values = [epsilon(plan.mechanism.with_steps(s), plan.unit, plan.delta).upper for s in steps]
     figure = Figure(figsize=(6.4, 3.2), layout="constrained")
     axes = figure.add_subplot()

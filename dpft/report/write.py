@@ -39,7 +39,9 @@ def _render(template: str, context: dict[str, Any]) -> str:
     # Escaped in Markdown too: it may hold HTML, and names come from a recipe.
     import jinja2
 
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     return environment.from_string(template).render(context)
 
 

@@ -111,9 +111,7 @@ def test_replace_at_full_batch_is_half_the_noise() -> None:
     assert found.upper == epsilon(Gaussian(4.0, 16), EXAMPLE, 1e-6).upper
     assert found.upper == pytest.approx(4.887, abs=1e-3)
     assert epsilon(Gaussian(8.0, 16), REPLACE, 1e-6, method="rdp").upper >= found.lower
-    assert epsilon(Gaussian(8.0, 16), REPLACE, 1e-6, method="pld").upper == pytest.approx(
-        found.upper, rel=1e-3
-    )
+    assert epsilon(Gaussian(8.0, 16), REPLACE, 1e-6, method="pld").upper == pytest.approx(found.upper, rel=1e-3)
 
 
 def test_poisson_under_replace_costs_more() -> None:
@@ -152,8 +150,7 @@ def test_rdp_is_the_textbook_bound() -> None:
     """E4: never above the bound from integer orders alone, and close to it."""
     q, sigma, steps, d = 0.02, 1.3, 300, 1e-5
     textbook = min(
-        steps * renyi(a, q, sigma) + math.log(1 - 1 / a) - (math.log(d) + math.log(a)) / (a - 1)
-        for a in range(2, 30)
+        steps * renyi(a, q, sigma) + math.log(1 - 1 / a) - (math.log(d) + math.log(a)) / (a - 1) for a in range(2, 30)
     )
     found = epsilon(PoissonGaussian(q, sigma, steps), EXAMPLE, d, method="rdp").upper
     assert textbook * 0.98 <= found <= textbook * (1 + 1e-9)

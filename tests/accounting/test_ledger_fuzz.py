@@ -80,9 +80,7 @@ def test_every_single_byte_flip_is_detected() -> None:
 
 
 @given(st.integers(LAST, len(SAMPLE) - 1), st.integers(1, 255))
-def test_a_change_in_the_last_line_never_lowers_the_charges_of_earlier_lines(
-    position: int, flip: int
-) -> None:
+def test_a_change_in_the_last_line_never_lowers_the_charges_of_earlier_lines(position: int, flip: int) -> None:
     data = bytearray(SAMPLE)
     data[position] ^= flip
     try:
@@ -115,9 +113,7 @@ def test_dropped_and_reordered_lines_are_detected() -> None:
 
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
-values = st.recursive(
-    scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner)
-)
+values = st.recursive(scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner))
 
 
 @settings(max_examples=300)

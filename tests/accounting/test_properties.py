@@ -104,9 +104,7 @@ def test_accountants_do_not_contradict_each_other_at_length(mechanism: PoissonGa
 
 
 @pytest.mark.parametrize("method", ["auto", "pld", "prv", "rdp", "analytic"])
-@pytest.mark.parametrize(
-    "mechanism", [Gaussian(0.0, 3), PoissonGaussian(0.01, 0.0, 3), PoissonGaussian(1, 0, 1)]
-)
+@pytest.mark.parametrize("mechanism", [Gaussian(0.0, 3), PoissonGaussian(0.01, 0.0, 3), PoissonGaussian(1, 0, 1)])
 def test_no_noise_is_infinite(mechanism: Mechanism, method: str) -> None:
     """E4, F4: σ = 0 protects nobody, by any accountant."""
     assert epsilon(mechanism, EXAMPLE, 1e-6, method=method).lower == math.inf  # type: ignore[arg-type]

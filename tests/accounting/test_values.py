@@ -167,9 +167,7 @@ def test_a_meaningless_budget_is_refused(epsilon: float, delta: float) -> None:
 
 
 @given(st.floats(0, 1e300), st.floats(0, 1e300), st.none() | st.floats(0, 1))
-def test_a_bound_survives_json_and_prints_no_less_than_its_upper_end(
-    a: float, b: float, grid: float | None
-) -> None:
+def test_a_bound_survives_json_and_prints_no_less_than_its_upper_end(a: float, b: float, grid: float | None) -> None:
     """E4: what is printed is never below what was computed."""
     bound = Bound(min(a, b), max(a, b), "pld", {"numpy": "2"}, grid, ("flag",))
     assert Bound.from_dict(json.loads(json.dumps(bound.to_dict(), allow_nan=False))) == bound
@@ -189,9 +187,7 @@ def test_an_impossible_bound_is_refused(lower: float, upper: float) -> None:
         Bound(lower, upper, "pld", {})
 
 
-@pytest.mark.parametrize(
-    "change", [{"method": 3}, {"versions": []}, {"flags": "x"}, {"lower": "nan"}, {"more": 1}]
-)
+@pytest.mark.parametrize("change", [{"method": 3}, {"versions": []}, {"flags": "x"}, {"lower": "nan"}, {"more": 1}])
 def test_a_bound_of_another_shape_is_refused(change: dict[str, Any]) -> None:
     with pytest.raises(AccountingError, match="Expected"):
         Bound.from_dict({**Bound(0.0, 1.0, "pld", {}).to_dict(), **change})

@@ -50,16 +50,12 @@ def test_the_quickstart_recipe_explains_each_line() -> None:
 def test_importing_config_imports_no_heavy_library() -> None:
     code = "import sys, dpft.config; print([m for m in sys.argv if m in sys.modules])"
     heavy = ["torch", "transformers", "datasets"]
-    found = subprocess.run(
-        [sys.executable, "-c", code, *heavy], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+    found = subprocess.run([sys.executable, "-c", code, *heavy], cwd=ROOT, capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
 
 
 @settings(max_examples=150)
-@given(
-    content=st.binary(max_size=200) | st.text(max_size=200) | st.text("[]{}=\"'\n.,#abc019-", max_size=200)
-)
+@given(content=st.binary(max_size=200) | st.text(max_size=200) | st.text("[]{}=\"'\n.,#abc019-", max_size=200))
 def test_any_content_is_refused_in_one_sentence(content: str | bytes) -> None:
     """F4, I2: nothing but an InputError leaves the loader."""
     refusal(content)
@@ -158,8 +154,7 @@ def test_a_wrong_override_names_its_field(override: str, part: str) -> None:
 
 @settings(max_examples=200)
 @given(
-    key=st.sampled_from(["name", "seed", "data.labels", "privacy.epsilon", "data", "x"])
-    | st.text(max_size=10),
+    key=st.sampled_from(["name", "seed", "data.labels", "privacy.epsilon", "data", "x"]) | st.text(max_size=10),
     value=st.text(max_size=30) | st.text("[]{}='\"0123456789.e+-_tf\n", max_size=30),
 )
 def test_any_override_is_taken_or_refused(key: str, value: str) -> None:
@@ -186,19 +181,13 @@ words = st.text(st.characters(exclude_categories=("Cc", "Cs")), min_size=1, max_
     seed=st.integers(0, 2**63 - 1),
     literal=st.text(not_surrogates, max_size=20),
 )
-def test_a_written_recipe_reads_back_the_same(
-    unit: str, labels: list[str], lr: float, seed: int, literal: str
-) -> None:
+def test_a_written_recipe_reads_back_the_same(unit: str, labels: list[str], lr: float, seed: int, literal: str) -> None:
     """E6, F5: ``run.toml`` says exactly what ran."""
     recipe = parse_recipe(TEXT)
     escaped = (
-        "".join(c for c in literal if (c >= " " and c != "\x7f") or c in "\n\t")
-        .replace("{", "{{")
-        .replace("}", "}}")
+        "".join(c for c in literal if (c >= " " and c != "\x7f") or c in "\n\t").replace("{", "{{").replace("}", "}}")
     )
-    data = recipe.data.model_copy(
-        update={"unit": unit, "labels": tuple(labels), "template": escaped + "{text}"}
-    )
+    data = recipe.data.model_copy(update={"unit": unit, "labels": tuple(labels), "template": escaped + "{text}"})
     optimizer = recipe.optimizer.model_copy(update={"lr": lr})
     recipe = recipe.model_copy(update={"seed": seed, "data": data, "optimizer": optimizer})
     assert parse_recipe(dump_recipe(recipe)) == recipe

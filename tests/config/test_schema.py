@@ -71,9 +71,7 @@ def test_a_misspelt_key_is_refused_and_the_nearest_is_named(place: str, position
     position %= len(leaf) + 1
     misspelt = leaf[:position] + letter + leaf[position:]
     wrong_place = f"{section}.{misspelt}" if section else misspelt
-    assert (
-        message(bent(wrong_place, 1)) == f'{wrong_place} is not a field of a recipe; did you mean "{place}"?'
-    )
+    assert message(bent(wrong_place, 1)) == f'{wrong_place} is not a field of a recipe; did you mean "{place}"?'
 
 
 @pytest.mark.parametrize(("key", "nearest"), [("lr", "optimizer.lr"), ("data.epsilon", "privacy.epsilon")])
@@ -98,13 +96,7 @@ def test_remote_code_cannot_be_asked_for(section: str, key: str) -> None:
 @settings(max_examples=12, suppress_health_check=[HealthCheck.too_slow])
 @given(
     value=st.recursive(
-        st.none()
-        | st.booleans()
-        | st.integers()
-        | st.floats()
-        | st.text(max_size=20)
-        | st.dates()
-        | st.binary(),
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20) | st.dates() | st.binary(),
         lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=2),
         max_leaves=4,
     )
@@ -177,9 +169,7 @@ def test_a_recipe_is_frozen() -> None:
     hash(recipe)
 
 
-@pytest.mark.parametrize(
-    "name", ["", ".", "..", ".hidden", "a/b", "a\\b", "A", "a b", "a\n", "é", "a\0", "x" * 101]
-)
+@pytest.mark.parametrize("name", ["", ".", "..", ".hidden", "a/b", "a\\b", "A", "a b", "a\n", "é", "a\0", "x" * 101])
 def test_hostile_run_names_are_refused(name: str) -> None:
     """I4: traversal, absolute and NUL names."""
     assert message(bent("name", name)).startswith("name")
@@ -229,9 +219,7 @@ def test_a_batch_is_no_larger_than_the_data() -> None:
     ],
 )
 def test_lora_refuses_what_does_not_fit(change: dict[str, object]) -> None:
-    assert message({"name": "lora", **change}, LoRASection, "method").startswith(
-        f"method.{next(iter(change))}"
-    )
+    assert message({"name": "lora", **change}, LoRASection, "method").startswith(f"method.{next(iter(change))}")
 
 
 def test_a_local_model_has_no_revision() -> None:

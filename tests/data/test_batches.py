@@ -59,9 +59,7 @@ def tokenizer() -> Any:
 
 
 def plain(example: Example) -> dict[str, object]:
-    return {
-        name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in example.items()
-    }
+    return {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in example.items()}
 
 
 sentences = st.lists(st.sampled_from(WORDS), min_size=1, max_size=12).map(" ".join)
@@ -165,9 +163,7 @@ def test_the_collator_fits_its_tokenizer(tokenizer: Any) -> None:
 def test_synthetic_examples_have_the_right_shapes(count: int, shortest: int, more: int, seed: int) -> None:
     """G1: the preflight meets the longest and the shortest record."""
     longest = shortest + more
-    made = synthetic_examples(
-        50, count, (shortest, longest), 3, np.random.default_rng(seed), token_types=True
-    )
+    made = synthetic_examples(50, count, (shortest, longest), 3, np.random.default_rng(seed), token_types=True)
     lengths = [len(one["input_ids"]) for one in made]
     assert len(made) == count
     assert lengths[:2] == [longest, shortest][:count]
@@ -181,7 +177,5 @@ def test_synthetic_examples_have_the_right_shapes(count: int, shortest: int, mor
 def test_importing_data_imports_no_heavy_library() -> None:
     code = "import sys, dpft.data; print([m for m in sys.argv if m in sys.modules])"
     heavy = ["torch", "transformers", "datasets", "pyarrow", "pandas"]
-    found = subprocess.run(
-        [sys.executable, "-c", code, *heavy], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+    found = subprocess.run([sys.executable, "-c", code, *heavy], cwd=ROOT, capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"

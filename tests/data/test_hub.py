@@ -32,9 +32,7 @@ class FakeRows(list[dict[str, Any]]):
 class FakeLibrary:
     """What hub.py uses of ``datasets``."""
 
-    def __init__(
-        self, rows: list[dict[str, Any]] = ROWS, commit: str = COMMIT, error: Exception | None = None
-    ) -> None:
+    def __init__(self, rows: list[dict[str, Any]] = ROWS, commit: str = COMMIT, error: Exception | None = None) -> None:
         self.rows, self.hash, self.error = rows, commit, error
         self.asked: tuple[Any, ...] = ()
         self.info = SimpleNamespace(splits={"train": None, "validation": None})
@@ -123,9 +121,7 @@ def test_a_pinned_commit_is_that_commit(use: Any) -> None:
     assert refusal(revision=COMMIT).startswith("data.revision")
 
 
-def test_a_local_folder_is_not_taken_for_the_hubs(
-    use: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_local_folder_is_not_taken_for_the_hubs(use: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """I3: what a recipe names on the hub comes from the hub."""
     use(FakeLibrary())
     monkeypatch.chdir(tmp_path)
@@ -137,9 +133,7 @@ def test_a_local_folder_is_not_taken_for_the_hubs(
     ("value", "expected"), [("1", True), ("true", True), ("", False), ("0", False), ("False", False)]
 )
 @pytest.mark.parametrize("variable", ["DPFT_OFFLINE", "HF_HUB_OFFLINE"])
-def test_the_offline_variables(
-    variable: str, value: str, expected: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_offline_variables(variable: str, value: str, expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(variable, value)
     assert is_offline() == expected
 
@@ -166,8 +160,6 @@ print("connections:", len(tried), "telemetry:", datasets.config.HF_UPDATE_DOWNLO
 
 def test_the_true_library_tries_no_connection_when_offline() -> None:
     """I3: offline honoured, no telemetry; sockets patched to raise."""
-    found = subprocess.run(
-        [sys.executable, "-c", _OFFLINE], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+    found = subprocess.run([sys.executable, "-c", _OFFLINE], cwd=ROOT, capture_output=True, text=True, check=True)
     assert "fetching is forbidden by DPFT_OFFLINE or HF_HUB_OFFLINE" in found.stdout
     assert "connections: 0 telemetry: False" in found.stdout

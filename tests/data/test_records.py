@@ -84,9 +84,7 @@ def test_removing_a_record_moves_no_other(data: list[Record], fraction: float, i
 
 
 @given(record=records, fractions=st.tuples(st.floats(0, 1), st.floats(0, 1)), label=st.integers(0, 3))
-def test_sides_are_nested_and_shared_by_duplicates(
-    record: Record, fractions: tuple[float, float], label: int
-) -> None:
+def test_sides_are_nested_and_shared_by_duplicates(record: Record, fractions: tuple[float, float], label: int) -> None:
     low, high = sorted(fractions)
     assert is_held_out(record, high) or not is_held_out(record, low)
     duplicate = Record(record.text, record.text_pair, label)

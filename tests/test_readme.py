@@ -1,0 +1,35 @@
+"""The README's library example runs as it stands."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def _example(name: str) -> str:
+    found = re.search(rf"<!-- example: {name} -->\n```python\n(.*?)```", README.read_text(), re.DOTALL)
+    assert found, f"README has no example called {name}"
+    return found.group(1)
+
+
+def test_library_example_runs_as_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    exec(compile(_example("library"), "README.md", "exec"), {})
+    printed = capsys.readouterr().out
+    assert "torch.Size([8, 2, 64])" in printed
+    lines = [json.loads(line) for line in (tmp_path / "run/ledger.jsonl").read_text().splitlines()]
+    assert sum(line["steps"] for line in lines if line["kind"] == "reserve") == 20
+    assert (tmp_path / "run/adapter/adapter_model.safetensors").is_file()
+
+
+def test_every_file_that_the_readme_names_exists() -> None:
+    """The file map is a promise too."""
+    root = README.parent
+    block = README.read_text().split("## File map")[1]
+    for line in re.findall(r"^([\w./]+) {2,}", block, re.MULTILINE):
+        assert (root / line).exists(), line
