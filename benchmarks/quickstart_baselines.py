@@ -57,7 +57,7 @@ def report(records: Records, scores: dict[str, list[float]]) -> str:
         f"- records: {len(records.train)} to train, {len(records.heldout)} held out; "
         f"{recipe.privacy.epochs:g} epochs, {steps_of(records)} steps of {recipe.privacy.expected_batch:g} "
         f"records, matrix products in {str(compute_of(recipe)).removeprefix('torch.')}\n"
-        f"- privacy of each private run: epsilon {recipe.privacy.epsilon:g} at delta {recipe.privacy.delta:g}\n"
+        f"- each private run: epsilon {recipe.privacy.epsilon:g} at delta {recipe.privacy.delta:g}\n"
     )
     columns = ["model", "accuracy on held-out records (%)", "each seed"]
     rows = [[name, mean_and_sd(values), _list(values)] for name, values in scores.items()]

@@ -167,7 +167,7 @@ class Dpft(Variant):
         self._engine.step(next(self._batches))
 
     def bound(self) -> float:
-        """A little below the clip: the engine keeps room for the rounding of sums (see ``GriddedGaussian``)."""
+        """A little below the clip: the engine keeps room for rounding (see ``GriddedGaussian``)."""
         size = sum(p.numel() for p in trainable(self.model).values())
         return GriddedGaussian(self.task.clip, self.task.noise_multiplier, size).bound
 

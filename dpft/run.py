@@ -24,7 +24,7 @@ from dpft.files import private_folder, read_json, sync_folder, write_atomic, wri
 from dpft.journal import append_line, private_stats
 from dpft.models.classifier import TextClassifier, classification_loss
 from dpft.models.precision import attention_for, compute_dtype
-from dpft.models.source import ModelSource, load_encoder, load_tokenizer, resolve
+from dpft.models.source import ModelSource, load_encoder, load_tokenizer, pinned, resolve
 from dpft.peft import LoRA, attach
 from dpft.per_sample.capture import trainable
 from dpft.report.statement import trained
@@ -75,6 +75,7 @@ def run(recipe: Recipe, folder: Path, *, resume: bool = False, watch: Watch | No
     compute = compute_dtype(recipe.train.precision, device)
     model, method = build_model(recipe, source, attention_for(compute, device))
     model.to(device)
+    source = pinned(source, model.encoder)
     tokenizer = load_tokenizer(source)
     collate = Collator.for_tokenizer(tokenizer)
     optimizer = build_optimizer(recipe.optimizer, model, model.head)
@@ -157,7 +158,7 @@ def _write_facts(folder: Path, recipe: Recipe, promised: Plan, engine: PrivateEn
         "run": RUN,
         "plan": promised.to_dict(),
         "dataset": public_id(recipe.data),
-        "model": source.public_name,
+        "model": source.public_name + (f" at {source.revision}" if source.revision else ""),
         "trained_parameters": trained(list(params), sum(p.numel() for p in params.values())),
         "noise_source": engine.noise_source,
         "noise_is_private": engine.noise_is_private,

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from . import analytic
-from .accountants import epsilon_of
+from .accountants import PRV_DELTA, Method, epsilon_of
 from .bound import Bound, round_up
 from .budget import Budget
-from .compose import compose
+from .compose import Composition, compose
+from .errors import Unsupported
 from .mechanisms import Mechanism, PoissonGaussian
 from .search import search
 from .units import Unit, check_delta
@@ -83,9 +84,23 @@ def steps_within(mechanism: Mechanism, others: Sequence[Mechanism], unit: Unit, 
 
 
 def fits(mechanisms: Sequence[Mechanism], unit: Unit, budget: Budget) -> bool:
-    """Whether all of ``mechanisms`` together stay within ``budget``, after a finer look before a no."""
+    """Whether all of ``mechanisms`` together stay within ``budget`` by any accountant that is sound there.
+
+    Every number that ``certify`` publishes is one of these, so a plan always fits its own certificate.
+    """
     composition = compose(mechanisms, unit)
-    return any(epsilon_of(composition, budget.delta, rtol=rtol).upper <= budget.epsilon for rtol in (1e-3, 1e-4))
+    # Cheapest first; a finer PLD and the others are asked only before a no.
+    looks: list[tuple[Method, float]] = [("auto", 1e-3), ("auto", 1e-4), ("rdp", 1e-3)]
+    if budget.delta >= PRV_DELTA:
+        looks.append(("prv", 1e-3))
+    return any(_upper(composition, budget.delta, method, rtol) <= budget.epsilon for method, rtol in looks)
+
+
+def _upper(composition: Composition, delta: float, method: Method, rtol: float) -> float:
+    try:
+        return epsilon_of(composition, delta, method, rtol).upper
+    except Unsupported:
+        return math.inf
 
 
 def _first_guess(mechanism: Mechanism, unit: Unit, budget: Budget) -> float:

@@ -75,7 +75,8 @@ class TrainSection(Section):
 
     token_budget: Count = Field(default=4096, description="tokens in a micro-batch, padding included")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
-        default="auto", description="number type of the model's matrix products; auto = bfloat16 where the hardware has it"
+        default="auto",
+        description="number type of the matrix products; auto = bfloat16 where the hardware has it",
     )
     checkpoint_every: int = Field(default=10, ge=0, le=10**12, description="steps between checkpoints; 0 = never")
 

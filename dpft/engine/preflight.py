@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -27,7 +27,8 @@ def preflight(model: nn.Module, loss: Loss, batch: Any) -> None:
 
     ``batch`` is synthetic, with at least two examples. The trainable parameters are moved to random values
     meanwhile (at a zero-initialised head every gradient below it would be zero and prove nothing), dropout
-    is off, and everything is put back exactly. Raises :class:`PrivacyError` naming the parameter for: one
+    is off, and everything is put back exactly. A model in training mode is then shown to keep examples apart
+    in that mode as well. Raises :class:`PrivacyError` naming the parameter for: one
     that receives no gradient, one whose gradient is not its example's alone (batch statistics, a lost batch
     axis, a shared use missed), one that the whole batch shares; and for a model that changes its buffers."""
     B = examples_in(batch)
@@ -35,16 +36,15 @@ def preflight(model: nn.Module, loss: Loss, batch: Any) -> None:
         raise InputError(f"Expected a synthetic batch of at least 2 examples for the preflight, found {B}.")
     frozen = frozen_digest(model)
     with _perturbed(model):
-        truth = per_example_gradients(model, loss, batch)
-        for rows in (slice(0, B), slice(0, 1)):
-            part = take(batch, rows)
-            grads, _ = collect(model, loss, part, expected=examples_in(part))
-            if grads.missing:
-                raise PrivacyError(
-                    f"Parameter {grads.missing[0]} is trainable but no gradient reaches it: it would receive noise "
-                    "and no signal. Freeze it, or use it in the forward pass."
-                )
-            _compare(grads, {name: g[rows] for name, g in truth.items()})
+        with _evaluating(model):
+            truth = per_example_gradients(model, loss, batch)
+            for rows in (slice(0, B), slice(0, 1)):
+                part = take(batch, rows)
+                grads, _ = collect(model, loss, part, expected=examples_in(part))
+                _none_missing(grads)
+                _compare(grads, {name: g[rows] for name, g in truth.items()})
+        if any(module.training for module in model.modules()):
+            _check_neighbours(model, loss, batch)
     if frozen_digest(model) != frozen:
         raise PrivacyError(
             "The model's forward pass writes to a buffer or a frozen parameter, which would carry private data "
@@ -76,30 +76,61 @@ def collect(
     return grads, losses.detach()
 
 
+def _none_missing(grads: Grads) -> None:
+    if grads.missing:
+        raise PrivacyError(
+            f"Parameter {grads.missing[0]} is trainable but no gradient reaches it: it would receive noise "
+            "and no signal. Freeze it, or use it in the forward pass."
+        )
+
+
+def _check_neighbours(model: nn.Module, loss: Loss, batch: Any) -> None:
+    """In training mode: another last example leaves every other example's gradient as it was.
+
+    With dropout on there is no one-example truth to compare with; the same random draws on two batches of
+    one shape show the same thing. Torch's own random state is put back."""
+    B = examples_in(batch)
+    device = next(iter(trainable(model).values())).device
+    found = []
+    for other in (B - 1, *range(B - 1)):
+        changed = mapped(batch, lambda t, i=other: torch.cat([t[:-1], t[i : i + 1]]))  # type: ignore[misc]
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(20211013)
+            grads, _ = collect(model, loss, changed, expected=B)
+        _none_missing(grads)
+        found.append({name: form.dense()[:-1] for name, form in grads.items()})
+    for gradients in found[1:]:
+        _same(gradients, found[0])
+
+
 def _compare(grads: Grads, truth: dict[str, Tensor]) -> None:
-    tolerance = max(_TOLERANCE.get(g.dtype, 0.0) for g in truth.values())
-    overall = torch.stack([g.double().square().sum() for g in truth.values()]).sum().sqrt()
-    for name, g in truth.items():
-        # A gradient that is zero in exact arithmetic (a key's bias) is compared on the scale of the others.
-        scale = g.double().norm() + 1e-3 * overall
-        if not bool((grads[name].dense().double() - g.double()).norm() <= tolerance * scale):
-            raise PrivacyError(
-                f"The gradient of {name} in a batch differs from the same example's gradient alone: examples are "
-                "coupled (batch statistics, in-batch negatives, a mean over the batch) or their axis is lost. "
-                "Change the module that mixes them, or freeze this parameter."
-            )
+    tolerance = _same({name: grads[name].dense() for name in truth}, truth)
     sq = total_sq_norm(grads).double()
     if not bool((sq >= sq_norms(truth) * (1 - 2 * tolerance)).all()):
         raise PrivacyError("A per-example norm came out below the true one; clipping by it would not hold.")
 
 
+def _same(found: Mapping[str, Tensor], truth: Mapping[str, Tensor]) -> float:
+    """Raise unless two ways of computing the gradients agree; returns the relative tolerance."""
+    tolerance = max(_TOLERANCE.get(g.dtype, 0.0) for g in truth.values())
+    overall = sq_norms(truth).sum().sqrt()
+    for name, g in truth.items():
+        # A gradient that is zero in exact arithmetic (a key's bias) is compared on the scale of the others.
+        scale = g.double().norm() + 1e-3 * overall
+        if not bool((found[name].double() - g.double()).norm() <= tolerance * scale):
+            raise PrivacyError(
+                f"The gradient of {name} in a batch differs from the same example's gradient alone: examples are "
+                "coupled (batch statistics, in-batch negatives, a mean over the batch) or their axis is lost. "
+                "Change the module that mixes them, or freeze this parameter."
+            )
+    return tolerance
+
+
 @contextmanager
 def _perturbed(model: nn.Module) -> Iterator[None]:
-    """Trainable parameters at random values, every module in eval mode; all put back at the end."""
+    """Trainable parameters at random values; put back at the end, bit for bit."""
     saved = {name: p.detach().clone() for name, p in trainable(model).items()}
-    modes = [(module, module.training) for module in model.modules()]
     generator = torch.Generator().manual_seed(20211013)  # nothing private depends on it
-    model.eval()
     try:
         with torch.no_grad():
             for p in trainable(model).values():
@@ -109,6 +140,16 @@ def _perturbed(model: nn.Module) -> Iterator[None]:
         with torch.no_grad():
             for name, p in trainable(model).items():
                 p.copy_(saved[name])
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Every module in eval mode; the modes are put back one by one."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
         for module, mode in modes:
             module.training = mode
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,12 @@ class ModelSource:
     @property
     def is_folder(self) -> bool:
         return Path(self.location).is_dir()
+
+
+def pinned(source: ModelSource, encoder: Any) -> ModelSource:
+    """The source with the commit that was really loaded, so that the adapter asks for the same one again."""
+    commit = getattr(encoder.config, "_commit_hash", None)
+    return replace(source, revision=commit) if commit else source
 
 
 def resolve(source: str, revision: str | None = None) -> ModelSource:
@@ -88,15 +96,28 @@ def load_tokenizer(source: ModelSource) -> Any:
     return _load(AutoTokenizer, source)
 
 
-def _load(auto: Any, source: ModelSource, **options: Any) -> Any:
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' load reports and progress bars, which would break into ours."""
     from transformers.utils import logging
 
-    logging.disable_progress_bar()
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
+    logging.disable_progress_bar()
     try:
-        return auto.from_pretrained(
-            source.location, revision=source.revision or "main", trust_remote_code=False, **options
-        )
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _load(auto: Any, source: ModelSource, **options: Any) -> Any:
+    try:
+        with _quiet():
+            return auto.from_pretrained(
+                source.location, revision=source.revision or "main", trust_remote_code=False, **options
+            )
     except (OSError, ValueError, KeyError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
