@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from variants import PRIVATE, Task, Variant
 
 from dpft.models.classifier import classification_loss
@@ -23,7 +24,7 @@ class DisagreementError(Exception):
 
 @dataclass(frozen=True)
 class Truth:
-    """Plain float32 gradients [B, *shape] of each record alone, and two clips to compare under.
+    """Gradients [B, *shape] of each record alone, and two clips to compare under.
 
     ``half`` clips about half of the records, ``none`` none of them: there the ordinary one must agree too."""
 
@@ -33,9 +34,13 @@ class Truth:
 
 
 def truth(task: Task) -> Truth:
-    """One record at a time, in float32 whatever the task computes in."""
-    model = replace(task, compute=torch.float32).build()
-    gradients = per_example_gradients(model, classification_loss, task.collate(task.examples))
+    """One record at a time, its matrix products in the task's own type."""
+
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        with task.autocast():
+            return classification_loss(model, batch)
+
+    gradients = per_example_gradients(task.build(), loss, task.collate(task.examples))
     norms = torch.stack([g.flatten(1).norm(dim=1) for g in gradients.values()]).norm(dim=0)
     return Truth(gradients, half=float(norms.median()), none=2 * float(norms.max()))
 

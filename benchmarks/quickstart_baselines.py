@@ -27,11 +27,12 @@ from dpft.config import Recipe
 from dpft.engine.microbatch import cut, token_length
 from dpft.evaluate import accuracy
 from dpft.models.classifier import TextClassifier, classification_loss
-from dpft.models.precision import attention_for, compute_dtype
+from dpft.models.precision import attention_for, compute_dtype, products_in
+from dpft.per_sample.batches import to_device
 from dpft.run import build_model, run
 from dpft.schedule import build_optimizer, set_rates
 
-_CPU = torch.device("cpu")
+_DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")  # as dpft.run chooses
 _PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)  # of the linear probe, times |W|^2 / 2, on the mean loss
 _FOLDS = 5
 
@@ -68,7 +69,8 @@ def majority(records: Records) -> float:
     """Accuracy of always saying the class that is most frequent in training."""
     labels = [example["label"] for example in records.train]
     most = max(set(labels), key=labels.count)
-    return sum(example["label"] == most for example in records.heldout) / len(records.heldout)
+    right = sum(int(example["label"] == most) for example in records.heldout)
+    return right / len(records.heldout)
 
 
 def private_run(records: Records, seed: int) -> float:
@@ -82,17 +84,16 @@ def private_run(records: Records, seed: int) -> float:
 def ordinary_run(records: Records, seed: int) -> float:
     """The recipe's fine-tuning without clipping and noise."""
     recipe = _seeded(records.recipe, seed)
-    model, _ = build_model(recipe, records.source)
-    _attention(model, recipe)
+    model = _model(recipe, records)
     optimizer = build_optimizer(recipe.optimizer, model, model.head)
     steps = steps_of(records)
     for step, drawn in zip(range(steps), shuffled(records, seed), strict=False):
         set_rates(optimizer, recipe.optimizer, step, steps)
         optimizer.zero_grad()
-        _backward(model, drawn, records, compute_of(recipe))
+        _backward(model, drawn, records)
         optimizer.step()
     model.eval()
-    return accuracy(model, records.heldout, records.collate, recipe.train.token_budget)
+    return accuracy(model, records.heldout, records.collate, recipe.train.token_budget, compute_of(recipe))
 
 
 def steps_of(records: Records) -> int:
@@ -116,21 +117,19 @@ def shuffled(records: Records, seed: int) -> Iterator[list[Any]]:
         waiting = waiting[size:]
 
 
-def _backward(model: TextClassifier, drawn: list[Any], records: Records, compute: torch.dtype) -> None:
+def _backward(model: TextClassifier, drawn: list[Any], records: Records) -> None:
     """The gradient of the batch's mean loss, added up over micro-batches."""
     lengths = [token_length(e) for e in drawn]
     for piece in cut(range(len(drawn)), lengths, records.recipe.train.token_budget):
-        batch = records.collate([drawn[i] for i in piece])
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=compute == torch.bfloat16):
+        batch = to_device(records.collate([drawn[i] for i in piece]), _DEVICE)
+        with products_in(compute_of(records.recipe), _DEVICE):
             losses = classification_loss(model, batch)
         (losses.sum() / len(drawn)).backward()  # type: ignore[no-untyped-call]
 
 
 def linear_probe(records: Records) -> float:
     """Logistic regression on the frozen encoder's features, its penalty chosen by cross-validation."""
-    model, _ = build_model(
-        records.recipe, records.source
-    )  # LoRA starts as nothing: the features are the encoder's
+    model = _model(records.recipe, records)  # LoRA starts at zero: these are the encoder's own features
     budget = records.recipe.train.token_budget
     x, y = features(model, records.train, records.collate, budget)
     folds = torch.randint(_FOLDS, (len(y),), generator=torch.Generator().manual_seed(0))
@@ -148,15 +147,13 @@ def linear_probe(records: Records) -> float:
 
 
 @torch.no_grad()
-def features(
-    model: TextClassifier, examples: Sequence[Any], collate: Any, budget: int
-) -> tuple[Tensor, Tensor]:
+def features(model: TextClassifier, examples: Sequence[Any], collate: Any, budget: int) -> tuple[Tensor, Tensor]:
     """Pooled features [N, d] in float64 and labels [N], in the order of the cut."""
     rows, labels = [], []
     for piece in cut(range(len(examples)), [token_length(e) for e in examples], budget):
-        batch = collate([examples[i] for i in piece])
-        labels.append(batch.pop("labels"))
-        rows.append(model.features(**batch).double())
+        batch = to_device(collate([examples[i] for i in piece]), _DEVICE)
+        labels.append(batch.pop("labels").cpu())
+        rows.append(model.features(**batch).double().cpu())
     return torch.cat(rows), torch.cat(labels)
 
 
@@ -173,7 +170,7 @@ def fit_logistic(x: Tensor, y: Tensor, penalty: float) -> nn.Linear:
         loss.backward()  # type: ignore[no-untyped-call]
         return loss
 
-    optimizer.step(closure)  # type: ignore[arg-type]
+    optimizer.step(closure)  # type: ignore[no-untyped-call]
     return layer
 
 
@@ -193,14 +190,14 @@ def mean_and_sd(values: Sequence[float]) -> str:
 
 
 def compute_of(recipe: Recipe) -> torch.dtype:
-    """The type that the recipe's matrix products run in; float32 for a recipe that says nothing."""
-    return compute_dtype(getattr(recipe.train, "precision", "float32"), _CPU)
+    """The type that the recipe's matrix products run in on this machine."""
+    return compute_dtype(recipe.train.precision, _DEVICE)
 
 
-def _attention(model: TextClassifier, recipe: Recipe) -> None:
-    chosen = attention_for(compute_of(recipe), _CPU)
-    if chosen is not None:
-        model.encoder.set_attn_implementation(chosen)  # type: ignore[operator]
+def _model(recipe: Recipe, records: Records) -> TextClassifier:
+    """The model as ``dpft.run`` makes it."""
+    model, _ = build_model(recipe, records.source, attention_for(compute_of(recipe), _DEVICE))
+    return model.to(_DEVICE)
 
 
 def _seeded(recipe: Recipe, seed: int) -> Recipe:

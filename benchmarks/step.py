@@ -78,9 +78,7 @@ def _micro(options: argparse.Namespace, records: Records, logical: list[Any], dt
     return Workload("micro", title, task, MICRO, options.rounds)
 
 
-def _logical(
-    options: argparse.Namespace, records: Records, logical: list[Any], dtype: torch.dtype
-) -> Workload:
+def _logical(options: argparse.Namespace, records: Records, logical: list[Any], dtype: torch.dtype) -> Workload:
     budget = records.recipe.train.token_budget
     task = _task(records, logical, dtype, physical=options.physical, budget=budget)
     title = (

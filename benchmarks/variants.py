@@ -26,7 +26,7 @@ from dpft.engine.microbatch import cut, token_length
 from dpft.engine.noise import GriddedGaussian
 from dpft.engine.plan import plan
 from dpft.models.classifier import TextClassifier, classification_loss
-from dpft.models.precision import attention_for
+from dpft.models.precision import attention_for, products_in
 from dpft.models.source import ModelSource
 from dpft.per_sample.capture import trainable
 from dpft.run import build_model
@@ -64,8 +64,7 @@ class Task:
         """The recipe's model with its method, and every trained tensor away from zero.
 
         At a zero head no gradient passes to what lies below, and a comparison would prove nothing."""
-        model, _ = build_model(self.recipe, self.source)
-        model.encoder.set_attn_implementation(attention_for(self.compute, _CPU) or "sdpa")  # type: ignore[operator]
+        model, _ = build_model(self.recipe, self.source, attention_for(self.compute, _CPU))
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad():
             for p in trainable(model).values():
@@ -78,7 +77,7 @@ class Task:
         return build_optimizer(self.recipe.optimizer, model, model.head)
 
     def autocast(self) -> torch.autocast:
-        return torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.compute == torch.bfloat16)
+        return products_in(self.compute, _CPU)
 
 
 class Variant(ABC):
@@ -195,7 +194,7 @@ class OpacusHooks(Variant):
         super().__init__(task)
         without_dropout(self.model)
         size = len(task.examples)
-        loader = DataLoader(task.examples, batch_size=size, collate_fn=task.collate)  # type: ignore[arg-type]
+        loader: Any = DataLoader(task.examples, batch_size=size, collate_fn=task.collate)  # type: ignore[arg-type]
         made = self._make_private(loader)
         self.wrapped, self.optimizer, loader = made[0], made[1], made[-1]
         self._criterion = made[2] if self.mode == "ghost" else nn.functional.cross_entropy
@@ -204,7 +203,7 @@ class OpacusHooks(Variant):
         self._manager = BatchMemoryManager(
             data_loader=loader,
             max_physical_batch_size=task.physical,
-            optimizer=self.optimizer,  # type: ignore[arg-type]
+            optimizer=self.optimizer,
         )
         self._loader = self._manager.__enter__()
 

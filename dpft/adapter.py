@@ -11,6 +11,7 @@ among them. Nothing is ever pickled or unpickled.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -82,9 +83,12 @@ def load(folder: str | Path, *, base: str | None = None) -> TextClassifier:
     try:
         method = LoRA(meta["method"]["rank"], meta["method"]["alpha"], tuple(meta["method"]["targets"]))
         labels, pooling, norm = len(meta["labels"]), meta["pooling"], meta["feature_norm"]
+        sound = meta["format"] == _FORMAT and pooling in ("cls", "mean") and (norm is None or 0 < norm < math.inf)
         source = resolve(base or _base_name(meta["base"]), meta["revision"])
     except (KeyError, TypeError):
-        raise InputError("dpft.json is damaged: expected it as dpft writes it.") from None
+        sound = False
+    if not sound:
+        raise InputError("dpft.json is damaged, or of another version: expected it as this dpft writes it.")
     model = TextClassifier(load_encoder(source), labels, pooling, norm)
     attach(model, method, train=("head",))
     tensors = {name.removeprefix(_PEFT_PREFIX): t for name, t in _read(folder / "adapter_model.safetensors").items()}

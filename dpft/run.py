@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,11 +22,12 @@ from dpft.engine.plan import Plan, plan
 from dpft.errors import InputError, PrivacyError, TrainingError
 from dpft.evaluate import accuracy
 from dpft.files import private_folder, read_json, sync_folder, write_atomic, write_json
-from dpft.journal import append_line, private_stats
+from dpft.journal import private_stats
 from dpft.models.classifier import TextClassifier, classification_loss
 from dpft.models.precision import attention_for, compute_dtype
 from dpft.models.source import ModelSource, load_encoder, load_tokenizer, pinned, resolve
 from dpft.peft import LoRA, attach
+from dpft.peft.registry import default_targets
 from dpft.per_sample.capture import trainable
 from dpft.report.statement import trained
 from dpft.report.write import write_report
@@ -117,8 +119,9 @@ def run(recipe: Recipe, folder: Path, *, resume: bool = False, watch: Watch | No
 def build_model(recipe: Recipe, source: ModelSource, attention: str | None = None) -> tuple[TextClassifier, LoRA]:
     """The classifier with its method in place; everything else frozen and in eval mode unless dropout is asked for."""
     section = recipe.method
-    method = LoRA(section.rank, section.alpha, tuple(section.targets))
     encoder = load_encoder(source, attention)
+    targets = section.targets or default_targets(encoder.config.model_type)
+    method = LoRA(section.rank, section.alpha, tuple(targets))
     model = TextClassifier(encoder, len(recipe.data.labels), recipe.model.pooling, recipe.model.feature_norm)
     attach(model, method, train=("head",), seed=recipe.seed)
     return model.train(recipe.model.dropout), method
@@ -147,7 +150,11 @@ def _promise(recipe: Recipe, folder: Path, resume: bool) -> Plan:
         raise InputError(f"The run in {folder} is finished; nothing is left to resume.")
     if not (folder / "plan.json").exists():  # stopped before its first step
         return plan_from(recipe.privacy, recipe.data.unit)
-    return Plan.from_dict(read_json(folder / "plan.json")["plan"])
+    kept = Plan.from_dict(read_json(folder / "plan.json")["plan"])
+    # The ledger vouches for mechanism, unit and budget; these two stand in the recipe alone.
+    if (kept.clip, kept.expected_batch_size) != (recipe.privacy.clip, recipe.privacy.expected_batch):
+        raise PrivacyError(f"plan.json in {folder} is not the plan of its recipe. Restore it, or start another folder.")
+    return kept
 
 
 def _write_facts(folder: Path, recipe: Recipe, promised: Plan, engine: PrivateEngine, source: ModelSource) -> None:
@@ -220,8 +227,10 @@ def _record_score(folder: Path, score: float | None, records: int, *, public: bo
     if score is None:
         return
     if public:
-        append_line(folder / "metrics.jsonl", {"name": "accuracy on held-out records", "value": round(score, 4)})
-        append_line(folder / "metrics.jsonl", {"name": "held-out records", "value": records})
+        rows = [{"name": "accuracy on held-out records", "value": round(score, 4)}]
+        rows.append({"name": "held-out records", "value": records})
+        # Written whole: a run resumed after its last step comes here again.
+        write_atomic(folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
     else:
         write_json(folder / "private" / "evaluation.json", {"accuracy": score, "records": records}, private=True)
 
@@ -231,5 +240,6 @@ def _release(folder: Path, model: TextClassifier, method: LoRA, recipe: Recipe, 
     part = folder / "adapter.part"
     shutil.rmtree(part, ignore_errors=True)
     save_classifier(model, method, part, base=source.public_name, revision=source.revision, labels=recipe.data.labels)
+    shutil.rmtree(folder / "adapter", ignore_errors=True)  # of a run stopped between here and its report
     part.rename(folder / "adapter")
     sync_folder(folder)

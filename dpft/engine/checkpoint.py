@@ -52,17 +52,18 @@ class Checkpoints:
         write_json(self._json(slot), meta, private=True)
 
     def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, str | None]:
-        """Load the newest sound checkpoint: (its charged steps, a remark if a newer one was damaged).
+        """Load the newest sound checkpoint: (its charged steps, a remark if another was damaged).
 
         (0, None) where there is none: the run starts from its initial parameters."""
-        remark = None
-        for slot in sorted((0, 1), key=self._charged, reverse=True):
-            if not self._json(slot).exists():
-                continue
+        damaged = "the newest checkpoint is damaged; went back to the one before"
+        there = [slot for slot in (0, 1) if self._json(slot).exists()]
+        # A description that can't be read sorts last, and may well have been the newest.
+        remark = damaged if any(self._charged(slot) < 0 for slot in there) else None
+        for slot in sorted(there, key=self._charged, reverse=True):
             try:
                 return self._restore(slot, model, optimizer), remark
             except (DpftError, OSError, KeyError, TypeError, ValueError):
-                remark = "the newest checkpoint is damaged; went back to the one before"
+                remark = damaged
         return 0, remark
 
     def _restore(self, slot: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:

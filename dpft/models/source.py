@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from dpft.errors import InputError
 
 # Weight files of packages that dpft knows, so that what runs is what was tested.
@@ -118,7 +120,7 @@ def _load(auto: Any, source: ModelSource, **options: Any) -> Any:
             return auto.from_pretrained(
                 source.location, revision=source.revision or "main", trust_remote_code=False, **options
             )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
             f"Can't load model.source={source.public_name!r}: {first} Check the name, the connection to the hub, "

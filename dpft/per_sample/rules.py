@@ -172,6 +172,8 @@ def _against(p: Tensor, activation: Tensor) -> Tensor:
     """A tracked parameter, expanded to broadcast over ``activation`` [B, ...]; anything else as it is."""
     if not isinstance(p, Tracked):
         return p
+    if activation.dim() <= p.dim():  # it would reach over the batch, as LayerNorm(x.shape) does
+        raise _no_rule("a layer without a batch axis", (p,), {})
     return expanded(p, activation.shape[0], activation.dim())
 
 

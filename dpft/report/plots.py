@@ -43,6 +43,7 @@ def epsilon_over_steps(plan: Plan, charged: int) -> str:
     axes.set_ylim(0, plan.epsilon.upper * 1.08)
     axes.spines[["top", "right"]].set_visible(False)
     out = io.StringIO()
-    figure.savefig(out, format="svg", metadata={"Date": None})
+    with matplotlib.rc_context({"svg.hashsalt": "dpft"}):  # else ids are random, and no page is like another
+        figure.savefig(out, format="svg", metadata={"Date": None})
     text = out.getvalue()
     return text[text.index("<svg") :]

@@ -52,12 +52,14 @@ def not_covered(plan: Plan, *, heldout_public: bool) -> list[str]:
 def statement(plan: Plan, facts: Mapping[str, Any], ledger: Ledger) -> dict[str, Any]:
     """The contents of privacy.json. ``facts`` is what the run wrote beside its plan.
 
-    Raises :class:`PrivacyError` where plan and ledger do not speak of the same mechanism."""
+    Raises :class:`PrivacyError` where plan and ledger do not speak of the same mechanism, unit and budget."""
     run = ledger.runs().get(facts["run"])
     if run is None:
         raise InputError(f"The ledger holds no run {facts['run']!r}; expected the ledger of this run.")
     if run.mech != plan.mechanism:
         raise PrivacyError("The ledger was charged for another mechanism than the plan's; nothing can be certified.")
+    if (ledger.unit, ledger.budget) != (plan.unit, plan.budget):
+        raise PrivacyError("The ledger was opened for another unit or budget than the plan's; nothing can be certified.")
     charged = max(run.reserved, run.committed)
     spent = spent_bound(plan, charged, ledger)
     private = bool(facts["noise_is_private"])

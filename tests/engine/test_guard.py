@@ -42,7 +42,7 @@ def test_healthy_step_is_silent() -> None:
 def test_batch_norm_that_trains_is_refused_and_in_eval_mode_is_not(norm: nn.Module) -> None:
     """A8."""
     model = nn.Sequential(nn.Linear(3, 3), norm)
-    with pytest.raises(PrivacyError, match="^1 computes statistics over the batch"):
+    with pytest.raises(PrivacyError, match=r"^1 computes statistics over the batch"):
         Guard(model.train(), sgd(model))
     Guard(model.eval(), sgd(model))
 

@@ -49,6 +49,13 @@ class Buffered(Net):
         return x.tanh()
 
 
+class BatchNorm(Net):
+    """By the function, where no module of that class can be found."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda x: F.batch_norm(x.mT, None, None, training=True))
+
+
 class Positions(nn.Module):
     """A position table, looked up for each example or (the fault) once for all."""
 
@@ -87,6 +94,10 @@ def by_batch_tokens(model: nn.Module, x: Tensor) -> Tensor:
     return squares(model, x) / x.shape[0]
 
 
+def by_token(model: nn.Module, x: Tensor) -> Tensor:
+    return squares(model, x).view(len(x), -1).sum(dim=1)
+
+
 class Balance(nn.Module):
     """A small load-balancing term, as mixture models add it: the batch's mean gate."""
 
@@ -114,18 +125,19 @@ class TrainingOnly(Net):
 
 FAULTS: dict[str, tuple[Callable[[], nn.Module], Loss, tuple[int, ...]]] = {
     "batch mean subtracted": (lambda: Net(lambda x: (x - x.mean(dim=0)).tanh()), squares, (3, D)),
-    "batch norm in the forward pass": (lambda: Net(lambda x: F.batch_norm(x.mT, None, None, training=True)), squares, (3, D, D)),
+    "batch norm in the forward pass": (BatchNorm, squares, (3, D, D)),
     "batch mean subtracted in training only": (lambda: TrainingOnly(0), squares, (3, 5, D)),
     "running statistics": (Buffered, squares, (3, D)),
     "contrastive loss": (Net, contrastive, (3, D)),
     "divided by the batch": (Net, by_batch_tokens, (3, D)),
     "load balancing": (lambda: Balance(0.01), squares, (3, D)),
+    "faint load balancing": (lambda: Balance(1e-3), squares, (3, D)),
     "unused parameter": (Idle, squares, (3, D)),
     "positions without a batch axis": (lambda: Positions(False), squares, (3, 5, D)),
     "the same, as many positions as examples": (lambda: Positions(False), squares, (3, 3, D)),
     "prompt without a batch axis": (lambda: Prompt(2, False), squares, (3, 5, D)),
     "the same, as long as the batch": (lambda: Prompt(3, False), squares, (3, 5, D)),
-    "tokens flattened": (lambda: Net(lambda x: x.flatten(0, 1)), lambda m, x: squares(m, x).view(len(x), -1).sum(1), (3, 5, D)),
+    "tokens flattened": (lambda: Net(lambda x: x.flatten(0, 1)), by_token, (3, 5, D)),
 }  # fmt: skip
 HEALTHY: dict[str, tuple[Callable[[], nn.Module], Loss, tuple[int, ...]]] = {
     "token mean subtracted": (lambda: Net(lambda x: (x - x.mean(dim=1, keepdim=True)).tanh()), squares, (3, 5, D)),

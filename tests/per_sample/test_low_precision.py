@@ -108,7 +108,9 @@ def test_the_cancelling_terms_do_defeat_plain_float32() -> None:
 
 
 @settings(max_examples=40, deadline=None)
-@given(T=st.sampled_from([2, 8, 32]), D=st.sampled_from([3, 768]), seed=st.integers(0, 10_000), digits=st.floats(0.5, 6))
+@given(
+    T=st.sampled_from([2, 8, 32]), D=st.sampled_from([3, 768]), seed=st.integers(0, 10_000), digits=st.floats(0.5, 6)
+)
 def test_uses_of_one_row_that_cancel_do_not_hide_the_norm(T: int, D: int, seed: int, digits: float) -> None:
     g = torch.Generator().manual_seed(seed)
     v = torch.randn(D, generator=g) + 3

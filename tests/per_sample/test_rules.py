@@ -178,9 +178,7 @@ def test_padding_counts_nowhere(
 
 
 @pytest.mark.parametrize("padding_idx", [2, -7])
-def test_padding_row_gets_no_gradient_also_where_the_loss_reads_it(
-    padding_idx: int, agree: Callable[..., Any]
-) -> None:
+def test_padding_row_gets_no_gradient_also_where_the_loss_reads_it(padding_idx: int, agree: Callable[..., Any]) -> None:
     """A5: a negative index counts from the end; F.embedding is called directly, nn.Embedding would resolve it."""
     table = nn.Embedding(9, I).double()
 

@@ -1,0 +1,131 @@
+"""LoRA by itself: what it computes, where it goes, and what it refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from dpft.errors import InputError
+from dpft.peft import LoRA, attach
+from dpft.peft.lora import LoRALinear, from_recipe
+
+
+def layer(make: Callable[[], nn.Module], config: LoRA) -> LoRALinear:
+    torch.manual_seed(0)
+    return LoRALinear(make(), config, torch.Generator().manual_seed(1)).double()
+
+
+BASES = {
+    "linear": lambda: nn.Linear(5, 4),
+    "conv1d": lambda: Conv1D(4, 5),
+    "no bias": lambda: nn.Linear(5, 4, bias=False),
+}
+
+
+@pytest.mark.parametrize("make", BASES.values(), ids=BASES.keys())
+@pytest.mark.parametrize("alpha", [None, 1, 7.5])
+def test_branch_adds_the_scaled_product(make: Callable[[], nn.Module], alpha: float | None) -> None:
+    m = layer(make, LoRA(rank=2, alpha=alpha))
+    x = torch.randn(3, 6, 5, dtype=torch.float64)
+    assert torch.equal(m(x), m.base_layer(x))  # B starts at zero
+    nn.init.normal_(m.lora_B.weight)
+    scale = 1.0 if alpha is None else alpha / 2
+    branch = scale * x @ (m.lora_B.weight @ m.lora_A.weight).T
+    torch.testing.assert_close(m(x), m.base_layer(x) + branch)
+
+
+@pytest.mark.parametrize("make", BASES.values(), ids=BASES.keys())
+@pytest.mark.parametrize("whole", [False, True], ids=["factors alone", "base as well"])
+def test_gradients_equal_one_example_at_a_time(
+    make: Callable[[], nn.Module], whole: bool, agree: Callable[..., Any]
+) -> None:
+    """A6: also where the layer underneath trains in full (GPT-2's flattens the batch)."""
+    m = layer(make, LoRA(rank=2, alpha=3))
+    nn.init.normal_(m.lora_B.weight)
+    m.base_layer.requires_grad_(whole)
+    agree(m, lambda m, x: m(x).sin().square().flatten(1).sum(dim=1), torch.randn(3, 2, 5, dtype=torch.float64))
+
+
+def test_seed_alone_fixes_the_added_values() -> None:
+    """Whatever torch's own generator holds: it moves on between these three."""
+
+    def attached(seed: int) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            base = nn.Sequential(nn.Linear(5, 4))
+        return attach(base, LoRA(rank=2, targets=("0",)), seed=seed)
+
+    one, two, other = attached(3), attached(3), attached(4)
+    assert torch.equal(one[0].lora_A.weight, two[0].lora_A.weight)
+    assert not torch.equal(one[0].lora_A.weight, other[0].lora_A.weight)
+    assert float(one[0].lora_A.weight.detach().abs().max()) <= 5**-0.5
+
+
+def test_attach_freezes_all_but_the_declared_parts() -> None:
+    """A11."""
+    model = nn.ModuleDict({"q": nn.Linear(4, 4), "norm": nn.LayerNorm(4), "head": nn.Linear(4, 2)}).train()
+    assert attach(model, LoRA(rank=1, targets=("q",)), train=("head",)) is model
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert trained == {"q.lora_A.weight", "q.lora_B.weight", "head.weight", "head.bias"}
+    assert not any(m.training for m in model.modules())
+
+
+def test_targets_match_whole_components_alone() -> None:
+    model = nn.ModuleDict({"query": nn.Linear(4, 4), "my_query": nn.Linear(4, 4), "query2": nn.Linear(4, 4)})
+    attach(model, LoRA(rank=1, targets=("query",)))
+    assert [name for name, m in model.items() if isinstance(m, LoRALinear)] == ["query"]
+
+
+def test_default_targets_follow_the_family(tiny_encoder: Callable[..., Any]) -> None:
+    model = attach(tiny_encoder("bert"), LoRA(rank=1))
+    assert sum(isinstance(m, LoRALinear) for m in model.modules()) == 4
+
+
+def on(module: nn.Module, train: tuple[str, ...] = (), **options: Any) -> Callable[[], object]:
+    """Attach to a model that holds ``module`` as ``q``."""
+    return lambda: attach(nn.ModuleDict({"q": module}), LoRA(**options), train=train)
+
+
+REFUSED: dict[str, tuple[Callable[[], object], str]] = {
+    "rank 0": (lambda: LoRA(rank=0), "rank=0"),
+    "rank true": (lambda: LoRA(rank=True), "rank=True"),
+    "rank 1.5": (lambda: LoRA(rank=1.5), "rank=1.5"),  # type: ignore[arg-type]
+    "alpha 0": (lambda: LoRA(alpha=0), "alpha=0"),
+    "alpha nan": (lambda: LoRA(alpha=float("nan")), "alpha=nan"),
+    "alpha inf": (lambda: LoRA(alpha=float("inf")), "alpha=inf"),
+    "no such target": (on(nn.Linear(2, 2), targets=("qq",)), "it has q"),
+    "target of another kind": (on(nn.LayerNorm(2), targets=("q",)), "LayerNorm"),
+    "unknown family": (lambda: attach(nn.Linear(2, 2), LoRA()), "unknown"),
+    "no such module": (on(nn.Linear(2, 2), targets=("q",), train=("hed",)), "hed"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("act", "names"), REFUSED.values(), ids=REFUSED.keys())
+def test_bad_input_is_refused_by_name(act: Callable[[], object], names: str) -> None:
+    """F4."""
+    with pytest.raises(InputError, match=names):
+        act()
+
+
+def test_second_method_on_one_model_is_refused() -> None:
+    model = attach(nn.ModuleDict({"q": nn.Linear(2, 2)}), LoRA(rank=1, targets=("q",)))
+    with pytest.raises(InputError, match="already"):
+        attach(model, LoRA(rank=1, targets=("base_layer",)))
+
+
+def test_refused_attach_leaves_no_branch_behind() -> None:
+    """A11: one target that is missing, and none is wrapped."""
+    model = nn.ModuleDict({"q": nn.Linear(2, 2)})
+    with pytest.raises(InputError):
+        attach(model, LoRA(rank=1, targets=("q", "missing")))
+    assert not any(isinstance(m, LoRALinear) for m in model.modules())
+
+
+def test_recipe_section_makes_the_same_method() -> None:
+    section = {"name": "lora", "rank": 4, "alpha": 8, "targets": ["query", "value"]}
+    assert from_recipe(section) == LoRA(4, 8, ("query", "value"))
