@@ -7,6 +7,7 @@ are kept, each with the hash of its tensors, so that a damaged newest one falls 
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,16 +41,11 @@ class Checkpoints:
                 else:
                     plain[f"{index}.{key}"] = value
         data = save(tensors)
-        # The description goes last: until it is there, with the tensors' hash, the slot does not count.
+        described = {"steps_charged": steps_charged, "groups": state["param_groups"], "plain": plain}
+        # The description goes last: until it is there, with the hash of both, the slot does not count.
         self._json(slot).unlink(missing_ok=True)
         write_atomic(self._tensors(slot), data, private=True)
-        meta = {
-            "steps_charged": steps_charged,
-            "sha256": hashlib.sha256(data).hexdigest(),
-            "groups": state["param_groups"],
-            "plain": plain,
-        }
-        write_json(self._json(slot), meta, private=True)
+        write_json(self._json(slot), {**described, "sha256": _seal(data, described)}, private=True)
 
     def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, str | None]:
         """Load the newest sound checkpoint: (its charged steps, a remark if another was damaged).
@@ -68,8 +64,8 @@ class Checkpoints:
 
     def _restore(self, slot: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
         meta, data = read_json(self._json(slot)), self._tensors(slot).read_bytes()
-        if hashlib.sha256(data).hexdigest() != meta["sha256"]:
-            raise InputError("checkpoint tensors do not match their hash")
+        if meta.pop("sha256") != _seal(data, meta):
+            raise InputError("the checkpoint does not match its hash")
         tensors = load(data)
         params = trainable(model)
         found = {name.removeprefix("param."): t for name, t in tensors.items() if name.startswith("param.")}
@@ -101,3 +97,8 @@ class Checkpoints:
 
     def _tensors(self, slot: int) -> Path:
         return self.folder / f"checkpoint-{slot}.safetensors"
+
+
+def _seal(tensors: bytes, described: dict[str, Any]) -> str:
+    """Hash of a checkpoint's tensors and of what describes them."""
+    return hashlib.sha256(tensors + json.dumps(described, sort_keys=True).encode()).hexdigest()

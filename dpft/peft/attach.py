@@ -26,9 +26,9 @@ def attach(model: M, method: LoRA, *, train: tuple[str, ...] = (), seed: int = 0
     for name in train:
         if name not in modules or not any(True for _ in modules[name].parameters()):
             raise InputError(f"train names {name!r}, which is not a module with parameters of this model.")
+    added = method.inject(model, targets, seed)
     model.requires_grad_(False)
-    method.inject(model, targets, seed)
-    for name in train:
-        modules[name].requires_grad_(True)
+    for module in (*added, *(modules[name] for name in train)):
+        module.requires_grad_(True)
     model.eval()
     return model

@@ -40,11 +40,17 @@ class LoRA:
     def scaling(self) -> float:
         return 1.0 if self.alpha is None else self.alpha / self.rank
 
-    def inject(self, model: nn.Module, targets: tuple[str, ...], seed: int) -> None:
-        """Wrap every target of ``model``; what was there stays frozen inside."""
+    def inject(self, model: nn.Module, targets: tuple[str, ...], seed: int) -> list[nn.Module]:
+        """Wrap every target of ``model``; returns the modules added, which are what trains.
+
+        Nothing is changed where a target does not fit."""
         generator = torch.Generator().manual_seed(seed)
+        added: list[nn.Module] = []
         for name, module in matching_modules(model, targets, _linear_shape):
-            replace_module(model, name, LoRALinear(module, self, generator))
+            layer = LoRALinear(module, self, generator)
+            replace_module(model, name, layer)
+            added += [layer.lora_A, layer.lora_B]
+        return added
 
     def peft_config(self, model: nn.Module) -> dict[str, Any]:
         """The ``adapter_config.json`` with which HF peft loads the same weights."""

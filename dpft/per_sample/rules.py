@@ -73,9 +73,9 @@ def _plain(x: Tensor, name: str) -> Tensor:
 
 
 def _product(x: Tensor, name: str) -> Tensor:
-    """The input of a matrix product, in the dtype that autocast would give it."""
+    """The input of a matrix product, in the dtype that autocast would give it (it leaves float64 alone)."""
     x = _plain(x, name)
-    on = torch.is_autocast_enabled(x.device.type)
+    on = torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64
     return x.to(torch.get_autocast_dtype(x.device.type)) if on else x
 
 
