@@ -14,8 +14,8 @@ from dpft.models.classifier import classification_loss
 from dpft.per_sample.capture import trainable
 from dpft.per_sample.oracle import clipped_sum, per_example_gradients
 
-# Relative, on the norm of each parameter's clipped sum. bfloat16 keeps 8 bits of each product.
-TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 1e-1}
+# Relative, on the norm of each parameter's clipped sum. bfloat16 keeps 8 bits, so one rounding is 4e-3.
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 3e-2}
 
 
 class DisagreementError(Exception):

@@ -39,8 +39,10 @@ def account_mechanism(
     Console().print(table)
 
 
-def account_ledger(path: Path, delta: float | None, *, as_json: bool) -> None:
+def account_ledger(path: Path, delta: float | None, *, mechanism_too: bool, as_json: bool) -> None:
     """Epsilon that a ledger has been charged in all."""
+    if mechanism_too:
+        raise InputError("Expected a ledger or --noise-multiplier, found both. Give one of them.")
     ledger = Ledger.read(path)
     at = _delta(ledger, delta)
     spent = ledger.spent(at)

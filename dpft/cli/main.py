@@ -59,7 +59,7 @@ def plan_command(
     batch: Annotated[float | None, typer.Option(help="Expected records in a logical batch.")] = None,
     epochs: Annotated[float | None, typer.Option(help="Expected passes over the records.")] = None,
     steps: Annotated[int | None, typer.Option(help="Noisy steps.")] = None,
-    clip: Annotated[float, typer.Option(help="Largest norm of one example's gradient.")] = 1.0,
+    clip: Annotated[float | None, typer.Option(help="Largest norm of one example's gradient; 1 by default.")] = None,
     as_json: Json = False,
 ) -> None:
     """Choose the noise for a budget and certify it. Touches no private data."""
@@ -67,9 +67,9 @@ def plan_command(
 
     options = {
         "epsilon": epsilon, "noise_multiplier": noise_multiplier, "delta": delta, "examples": examples,
-        "sample_rate": sample_rate, "expected_batch": batch, "epochs": epochs, "steps": steps,
+        "sample_rate": sample_rate, "expected_batch": batch, "epochs": epochs, "steps": steps, "clip": clip,
     }  # fmt: skip
-    made = plan_for_recipe(recipe, overrides or [], options) if recipe else plan_for_options(options, clip)
+    made = plan_for_recipe(recipe, overrides or [], options) if recipe else plan_for_options(overrides or [], options)
     show_plan(made, as_json=as_json)
 
 
@@ -88,7 +88,7 @@ def account_command(
     from dpft.cli.account import account_ledger, account_mechanism
 
     if ledger is not None:
-        account_ledger(ledger, delta, as_json=as_json)
+        account_ledger(ledger, delta, mechanism_too=noise_multiplier is not None, as_json=as_json)
     else:
         unit = {"name": "example", "adjacency": adjacency, "n_public": examples}
         account_mechanism(noise_multiplier, sample_rate, steps, delta, unit, as_json=as_json)

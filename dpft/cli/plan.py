@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dpft.config import load_recipe
+from dpft.config.explain import shown
 from dpft.engine.plan import Plan, plan
 from dpft.errors import InputError
 from dpft.report.statement import adjacency_in_words
@@ -25,12 +26,14 @@ def plan_for_recipe(path: Path, overrides: list[str], options: dict[str, Any]) -
     return plan(**recipe.privacy.model_dump(), unit=recipe.data.unit)
 
 
-def plan_for_options(options: dict[str, Any], clip: float) -> Plan:
+def plan_for_options(overrides: list[str], options: dict[str, Any]) -> Plan:
     """The plan of the command line's own options."""
+    if overrides:
+        raise InputError(f"Expected a recipe for --set {shown(overrides[0])} to change. Give one, or options alone.")
     for name, flag in (("delta", "--delta"), ("expected_batch", "--batch")):
         if options[name] is None:
             raise InputError(f"Expected {flag}, found none. Give it, or a recipe.")
-    return plan(**options, clip=clip)
+    return plan(**{**options, "clip": 1.0 if options["clip"] is None else options["clip"]})
 
 
 def show_plan(made: Plan, *, as_json: bool) -> None:

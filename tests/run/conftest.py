@@ -112,7 +112,6 @@ class Place:
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(self.folder)
             patch.setattr(sys, "argv", ["dpft", *arguments])
-            patch.setenv("COLUMNS", "200")
             with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
                 try:
                     main()
@@ -126,7 +125,7 @@ class Place:
         return subprocess.Popen(
             [sys.executable, "-c", code],
             cwd=self.folder,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", **environment},
+            env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -1,0 +1,131 @@
+"""The statement from plan and ledger alone: partial runs, runs that are not private, figures rounded up."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dpft_accounting import Ledger, certify
+
+import dpft
+from dpft.engine.keystream import InsecureSeededWords
+from dpft.engine.plan import Plan
+from dpft.errors import InputError, PrivacyError
+from dpft.files import write_json
+from dpft.report.statement import trained
+from dpft.report.write import figure, write_report
+
+
+def folder_of(path: Path, plan: Plan, charged: int, **facts: Any) -> Path:
+    """A run's folder as far as a report needs it."""
+    given = {
+        "name": "trial",
+        "run": "train",
+        "plan": plan.to_dict(),
+        "dataset": "csv:letters.csv@train",
+        "model": "folder:bert",
+        "trained_parameters": trained(["b", "a"], 12),
+        "noise_source": "AES-256-CTR keyed by the operating system",
+        "noise_is_private": True,
+        "heldout_public": False,
+    }
+    write_json(path / "plan.json", given | facts)
+    with Ledger.open(path / "ledger.jsonl", "csv:letters.csv@train", plan.unit, plan.budget) as ledger:
+        run = ledger.run("train", plan.mechanism)
+        if charged:
+            run.reserve(charged)
+    return path
+
+
+@pytest.fixture(scope="module")
+def plan() -> Plan:
+    return dpft.plan(delta=1e-6, examples=1000, expected_batch=20, noise_multiplier=1.0, steps=60, unit="letter")
+
+
+def test_a_finished_run_states_the_certified_bound(plan: Plan, tmp_path: Path) -> None:
+    """F5."""
+    made = write_report(folder_of(tmp_path, plan, 60))
+    again = certify(plan.mechanism, plan.unit, plan.delta).bound
+    assert made["epsilon"] == {"lower": again.lower, "upper": again.upper}
+    assert made["epsilon_planned"] == again.upper
+    assert made["adjacency"] == "zero_out"
+    assert "the number of records is public" in made["adjacency_in_words"]
+
+
+@pytest.mark.parametrize("charged", [0, 1, 30])
+def test_a_run_that_stopped_states_what_was_charged(plan: Plan, tmp_path: Path, charged: int) -> None:
+    """E2, E3: less than planned, never less than the lower bound of the steps charged."""
+    made = write_report(folder_of(tmp_path, plan, charged))
+    assert made["steps_charged"] == charged
+    assert made["steps_planned"] == 60
+    if charged == 0:
+        assert made["epsilon"]["upper"] == 0
+        return
+    true = certify(plan.mechanism.with_steps(charged), plan.unit, plan.delta).bound
+    assert true.lower <= made["epsilon"]["upper"] < plan.epsilon.upper
+
+
+def test_a_run_with_replayable_noise_is_not_private_everywhere(tmp_path: Path, plan: Plan) -> None:
+    """C5, F4: epsilon is infinite in every artefact."""
+    source = InsecureSeededWords(0)
+    folder = folder_of(tmp_path, plan, 60, noise_source=source.name, noise_is_private=source.private)
+    made = write_report(folder)
+    assert made["private"] is False
+    assert made["epsilon"]["upper"] == "inf"
+    assert "NOT PRIVATE" in made["noise_source"]
+    assert json.loads((folder / "privacy.json").read_text()) == json.loads(json.dumps(made))
+    for name in ("report.md", "report.html"):
+        text = (folder / name).read_text()
+        assert "NOT PRIVATE" in text
+        assert "infinite" in text
+
+
+def test_the_names_of_what_trains_are_hashed_in_any_order() -> None:
+    """F5."""
+    assert trained(["b", "a"], 3) == trained(["a", "b"], 3)
+    assert trained(["a", "b"], 3) != trained(["a", "c"], 3)
+
+
+def test_figures_are_rounded_up() -> None:
+    """E4: what is printed is never below the bound."""
+    for value in (0.0, 1e-9, 0.00004, 1.00001, 2.99999, 12.34567, 3.0):
+        assert value <= float(figure(value)) <= value + 1e-4 + 1e-12
+    assert figure(math.inf) == figure("inf") == "infinite"
+
+
+@pytest.mark.parametrize("damage", ["plan", "run"])
+def test_a_damaged_plan_is_named(tmp_path: Path, plan: Plan, damage: str) -> None:
+    """F4."""
+    folder = folder_of(tmp_path, plan, 3)
+    facts = json.loads((folder / "plan.json").read_text())
+    del facts[damage]
+    (folder / "plan.json").write_text(json.dumps(facts))
+    with pytest.raises(InputError, match=r"plan\.json"):
+        write_report(folder)
+    (folder / "plan.json").write_text("{")
+    with pytest.raises(InputError, match=r"plan\.json"):
+        write_report(folder)
+
+
+def test_a_ledger_of_another_run_is_refused(tmp_path: Path, plan: Plan) -> None:
+    """F5."""
+    with pytest.raises(InputError, match="holds no run"):
+        write_report(folder_of(tmp_path, plan, 3, run="other"))
+
+
+@pytest.mark.parametrize("field", ["noise_multiplier", "steps", "delta", "epsilon"])
+def test_a_plan_that_promises_more_than_the_ledger_is_refused(tmp_path: Path, plan: Plan, field: str) -> None:
+    """F5, E2: every figure of the promise is bound to the books."""
+    folder = folder_of(tmp_path, plan, 60)
+    facts = json.loads((folder / "plan.json").read_text())
+    if field == "epsilon":
+        facts["plan"]["epsilon"] |= {"lower": 0.0, "upper": 0.001}
+    else:
+        facts["plan"][field] = type(facts["plan"][field])(facts["plan"][field] * 2)
+    (folder / "plan.json").write_text(json.dumps(facts))
+    with pytest.raises(PrivacyError):
+        write_report(folder)
+    assert not (folder / "privacy.json").exists()
