@@ -104,7 +104,7 @@ def run(recipe: Recipe, folder: Path, *, resume: bool = False, watch: Watch | No
         examples = tokenise(tokenizer, data.train, recipe.data)
         checkpoints = Checkpoints(private)
         if resume:
-            _restore(checkpoints, model, optimizer, watch)
+            _restore(checkpoints, engine, watch)
         _train(recipe, engine, examples, collate, checkpoints, watch)
         model.eval()
         heldout = tokenise(tokenizer, data.heldout, recipe.data)
@@ -190,10 +190,15 @@ def _same_records(path: Path, found: str, resume: bool) -> None:
     write_json(path, {"sha256": found}, private=True)
 
 
-def _restore(checkpoints: Checkpoints, model: TextClassifier, optimizer: Any, watch: Watch) -> None:
-    at, remark = checkpoints.restore(model, optimizer)
+def _restore(checkpoints: Checkpoints, engine: PrivateEngine, watch: Watch) -> None:
+    at, remark = checkpoints.restore(engine.model, engine.optimizer)
     if remark:
         watch.say(remark)
+    if at == 0 and engine.steps_charged >= engine.plan.steps:
+        raise TrainingError(
+            "Every planned step is charged and no checkpoint is left, so there is nothing trained to release. "
+            "Start a new run, with train.checkpoint_every set."
+        )
     watch.say(f"resuming from the checkpoint at {at} charged steps; later ones stay charged")
 
 

@@ -59,7 +59,9 @@ def statement(plan: Plan, facts: Mapping[str, Any], ledger: Ledger) -> dict[str,
     if run.mech != plan.mechanism:
         raise PrivacyError("The ledger was charged for another mechanism than the plan's; nothing can be certified.")
     if (ledger.unit, ledger.budget) != (plan.unit, plan.budget):
-        raise PrivacyError("The ledger was opened for another unit or budget than the plan's; nothing can be certified.")
+        raise PrivacyError(
+            "The ledger was opened for another unit or budget than the plan's; nothing can be certified."
+        )
     charged = max(run.reserved, run.committed)
     spent = spent_bound(plan, charged, ledger)
     private = bool(facts["noise_is_private"])

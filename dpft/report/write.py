@@ -24,10 +24,10 @@ def write_report(folder: Path) -> dict[str, Any]:
     facts = read_json(folder / "plan.json")
     try:
         plan = Plan.from_dict(facts["plan"])
+        made = statement(plan, facts, Ledger.read(folder / "ledger.jsonl"))
+        context = _context(facts["name"], plan, made, _metrics(folder / "metrics.jsonl"))
     except KeyError:
         raise InputError("plan.json is damaged: expected it as dpft run writes it.") from None
-    made = statement(plan, facts, Ledger.read(folder / "ledger.jsonl"))
-    context = _context(facts["name"], plan, made, _metrics(folder / "metrics.jsonl"))
     write_json(folder / "privacy.json", made)
     write_atomic(folder / "report.md", _render(MARKDOWN, context).encode())
     context["plot"] = epsilon_over_steps(plan, made["steps_charged"])

@@ -70,7 +70,10 @@ def test_a_missing_model_and_missing_records_are_named(dpft: Any, local: Path) -
         (("--delta", "0.1", "--batch", "10", "--examples", "100", "--epsilon", "1", "--epochs", "1"), ("delta",)),
         (("--delta", "1e-5", "--batch", "10", "--examples", "5", "--epsilon", "1", "--epochs", "1"), ("examples",)),
         (("--delta", "1e-5", "--batch", "10", "--examples", "100", "--epsilon", "0", "--epochs", "1"), ("epsilon",)),
-        (("--delta", "1e-5", "--batch", "10", "--sample-rate", "2", "--epsilon", "1", "--steps", "1"), ("sample_rate",)),
+        (
+            ("--delta", "1e-5", "--batch", "10", "--sample-rate", "2", "--epsilon", "1", "--steps", "1"),
+            ("sample_rate",),
+        ),
         (("--delta", "1e-5", "--batch", "10", "--sample-rate", "0.1", "--epsilon", "1"), ("epochs", "steps")),
         (("--delta", "0.2", "--batch", "10", "--sample-rate", "0.1", "--epsilon", "1", "--steps", "1"), ("delta",)),
         (

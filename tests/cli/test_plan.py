@@ -64,9 +64,7 @@ def test_set_changes_one_field(dpft: Any, local: Path, change: str, field: str, 
 
 def test_one_choice_is_turned_into_another(dpft: Any, local: Path) -> None:
     """F4, D5: the number of records becomes secret, and the relation follows."""
-    answer = dpft(
-        "plan", local, "--set", "privacy.examples=", "--set", "privacy.sample_rate=0.01", "--json"
-    )
+    answer = dpft("plan", local, "--set", "privacy.examples=", "--set", "privacy.sample_rate=0.01", "--json")
     assert answer.code == 0, answer.err
     assert json.loads(answer.out)["unit"] == {"name": "letter", "adjacency": "add_remove", "n_public": None}
 

@@ -98,7 +98,6 @@ def test_words_consumed_depend_on_the_count_alone(n: int) -> None:
         assert source.used == n + n % 2
 
 
-
 def test_a_forked_child_takes_a_key_of_its_own() -> None:
     """H1, C6."""
     source = Keystream()

@@ -13,11 +13,7 @@ from dpft.engine.keystream import InsecureSeededWords, Keystream
 from dpft.engine.noise import GriddedGaussian
 from dpft.errors import InputError
 
-CASES = [
-    GriddedGaussian(clip, sigma, 300)
-    for clip in (1e-4, 0.3, 1.0, 7.5, 1e4)
-    for sigma in (0.3, 1.0, 17.3)
-]
+CASES = [GriddedGaussian(clip, sigma, 300) for clip in (1e-4, 0.3, 1.0, 7.5, 1e4) for sigma in (0.3, 1.0, 17.3)]
 
 
 @pytest.mark.parametrize("mechanism", CASES, ids=str)

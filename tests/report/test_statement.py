@@ -96,7 +96,7 @@ def test_figures_are_rounded_up() -> None:
     assert figure(math.inf) == figure("inf") == "infinite"
 
 
-@pytest.mark.parametrize("damage", ["plan", "run"])
+@pytest.mark.parametrize("damage", ["plan", "run", "noise_is_private", "name"])
 def test_a_damaged_plan_is_named(tmp_path: Path, plan: Plan, damage: str) -> None:
     """F4."""
     folder = folder_of(tmp_path, plan, 3)

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-_WORDS = "good bad film plot dull fine the a was very".split()
+_WORDS = ["good", "bad", "film", "plot", "dull", "fine", "the", "a", "was", "very"]
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 RECIPE = """\

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dpft_accounting import certify, mechanism_from_dict
-from dpft_accounting import Ledger, verify
+from dpft_accounting import Ledger, certify, mechanism_from_dict, verify
 from safetensors import safe_open
 
 CONTRACT = {
@@ -165,9 +164,10 @@ def test_accuracy_on_records_that_are_not_public_stays_private(discreet: Any) ->
     value = json.loads(kept.read_text())
     assert set(value) == {"accuracy", "records"}
     assert "accuracy" not in discreet.answer.out
-    assert not (discreet.folder / "metrics.jsonl").exists() or "accuracy" not in (
-        discreet.folder / "metrics.jsonl"
-    ).read_text()
+    assert (
+        not (discreet.folder / "metrics.jsonl").exists()
+        or "accuracy" not in (discreet.folder / "metrics.jsonl").read_text()
+    )
     text = (discreet.folder / "report.md").read_text() + (discreet.folder / "report.html").read_text()
     assert "accuracy on held-out" not in text
     assert "stays under private/" in text

@@ -56,26 +56,36 @@ def test_an_error_while_training_shows_nothing_and_releases_nothing(
 
 def test_an_exploding_learning_rate_ends_with_a_reason(place: Any) -> None:
     """G4: exit code 1, no adapter, and the step is charged."""
-    answer = place.dpft("run", "tiny.toml", "--set", "optimizer.lr=1e39", "--set", "optimizer.name=sgd")
+    answer = place.dpft(
+        "run", "tiny.toml", "--set", "optimizer.lr=1e38", "--set", "privacy.clip=1000.0", "--set", "optimizer.name=sgd"
+    )
     assert answer.code == 1
     assert "learning rate" in answer.err
     assert not (place.run / "adapter").exists()
 
 
-def test_a_model_whose_buffer_changes_is_3_and_releases_nothing(place: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_frozen_weight_that_changes_is_3_and_releases_nothing(place: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A11: after training, before the release."""
-    import torch
-
     import dpft.run as job
 
-    real = job._train
+    real = job.set_rates
 
-    def meddling(recipe: Any, engine: Any, *rest: Any) -> None:
-        real(recipe, engine, *rest)
-        with torch.no_grad():
-            next(p for p in engine.model.parameters() if not p.requires_grad).add_(1e-3)
+    def meddling(optimizer: Any, section: Any, step: int, steps: int) -> None:
+        real(optimizer, section, step, steps)
+        if step == 5:
+            embeddings.weight.data.add_(1e-3)
 
-    monkeypatch.setattr(job, "_train", meddling)
+    build = job.build_model
+
+    def noting(*arguments: Any) -> Any:
+        nonlocal embeddings
+        model, method = build(*arguments)
+        embeddings = model.encoder.embeddings.word_embeddings
+        return model, method
+
+    embeddings: Any = None
+    monkeypatch.setattr(job, "build_model", noting)
+    monkeypatch.setattr(job, "set_rates", meddling)
     answer = place.dpft("run", "tiny.toml")
     assert answer.code == 3
     assert "frozen" in answer.err

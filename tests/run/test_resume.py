@@ -137,6 +137,19 @@ def test_without_any_sound_checkpoint_a_resumed_run_says_where_it_starts(
     assert charged(place) <= 8
 
 
+def test_untrained_weights_are_not_released_as_trained(place: Any, finished: Any) -> None:
+    """A12, G4: every step is charged, and what they made is lost."""
+    shutil.copytree(finished.folder, place.run)
+    shutil.rmtree(place.run / "adapter")
+    (place.run / "privacy.json").unlink()
+    for path in (place.run / "private").glob("checkpoint-*"):
+        path.unlink()
+    answer = place.dpft("run", "tiny.toml", "--resume", "--set", "evaluate.public=true")
+    assert answer.code == 1
+    assert "nothing trained" in answer.err
+    assert not (place.run / "adapter").exists()
+
+
 def test_a_second_process_on_the_folder_meets_the_lock(place: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """G4: flock belongs to the open file, so that one process can play both."""
     stopped(place, monkeypatch)

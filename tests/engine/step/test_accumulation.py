@@ -52,8 +52,7 @@ def examples() -> list[dict[str, Any]]:
     g = torch.Generator().manual_seed(2)
     lengths = [1, 9, 3, 17, 2, 5, 5, 12, 1, 30]
     return [
-        {"input_ids": torch.randint(0, 30, (n,), generator=g).tolist(), "label": i % 2}
-        for i, n in enumerate(lengths)
+        {"input_ids": torch.randint(0, 30, (n,), generator=g).tolist(), "label": i % 2} for i, n in enumerate(lengths)
     ]
 
 
@@ -86,8 +85,7 @@ def test_leaving_one_out_moves_the_sum_by_at_most_the_clip(
     """LOO, A4, B1, B2: with a bound far below the norms, and one near them."""
     whole = total(examples, bound, budget)
     moved = [
-        float((whole - total(examples[:i] + examples[i + 1 :], bound, budget)).norm())
-        for i in range(len(examples))
+        float((whole - total(examples[:i] + examples[i + 1 :], bound, budget)).norm()) for i in range(len(examples))
     ]
     assert max(moved) <= bound * (1 + ROOM)
     assert max(moved) > bound * 0.9  # the clip is really reached: the test is not idle

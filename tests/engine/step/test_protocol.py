@@ -123,8 +123,8 @@ def test_a_changed_trainable_set_raises_before_anything_happens(
 def test_an_optimizer_that_lacks_a_parameter_is_refused(bench: Any) -> None:
     """A11: it would be declared as trained, and stay."""
     model = bench.Branches()
+    optimizer = torch.optim.SGD([*model.a.parameters(), *model.norm.parameters()], lr=1.0)
     with pytest.raises(InputError, match=r"b\.weight"):
-        optimizer = torch.optim.SGD([*model.a.parameters(), *model.norm.parameters()], lr=1.0)
         bench.engine(model, bench.plan(), optimizer=optimizer)
 
 

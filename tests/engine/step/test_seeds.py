@@ -23,7 +23,9 @@ def test_one_user_seed_twice_gives_weights_that_differ_by_noise(bench: Any) -> N
     noises = []
     for _ in range(2):
         seed()
-        noises.append(bench.train(bench.engine(bench.Direct(2000), bench.plan(steps=3)), bench.zeros(5, 2000)).flatten())
+        noises.append(
+            bench.train(bench.engine(bench.Direct(2000), bench.plan(steps=3)), bench.zeros(5, 2000)).flatten()
+        )
     one, other = noises
     assert abs(float((one * other).mean() / (one.std() * other.std()))) < 5 / len(one) ** 0.5
     # Independent noises: their difference has sqrt(2) times the deviation; standard error 1/sqrt(2n) = 0.9 %.
@@ -40,7 +42,17 @@ def test_training_goes_on_when_the_default_generators_raise(bench: Any, monkeypa
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("a generator that a user can seed was read")
 
-    for name in ("rand", "randn", "randint", "randperm", "normal", "bernoulli", "multinomial", "rand_like", "randn_like"):
+    for name in (
+        "rand",
+        "randn",
+        "randint",
+        "randperm",
+        "normal",
+        "bernoulli",
+        "multinomial",
+        "rand_like",
+        "randn_like",
+    ):
         monkeypatch.setattr(torch, name, refuse)
     for name in ("normal_", "uniform_", "bernoulli_", "random_", "exponential_"):
         monkeypatch.setattr(torch.Tensor, name, refuse)
