@@ -63,8 +63,8 @@ class OptimizerSection(Section):
     """How noisy gradients become updates; all of it is post-processing and free of privacy cost."""
 
     name: Literal["adam", "adamw", "sgd"] = Field(default="adam", description="the optimiser")
-    lr: Positive = Field(default=1e-3, le=1e6, description="the learning rate")
-    head_lr: Positive | None = Field(default=None, le=1e6, description="the head's own learning rate; absent = lr")
+    lr: Positive = Field(default=1e-3, le=1e38, description="the learning rate")
+    head_lr: Positive | None = Field(default=None, le=1e38, description="the head's own learning rate; absent = lr")
     weight_decay: float = Field(default=0.0, ge=0, description="the weight decay coefficient")
     schedule: Literal["linear", "constant"] = Field(default="linear", description="how the rate falls over the steps")
     warmup: float = Field(default=0.0, ge=0, lt=1, description="the fraction of steps over which the rate rises")
