@@ -131,7 +131,8 @@ def _promise(recipe: Recipe, folder: Path, resume: bool) -> Plan:
     """Make the plan, and the folder it stands in; on resume, the very plan that the folder was made for."""
     path, text = folder / "run.toml", dump_recipe(recipe)
     if not resume:
-        if folder.exists() and any(folder.iterdir()):
+        # What a run leaves that stopped before its ledger, at a misspelt target say, is no obstacle.
+        if folder.exists() and {path.name for path in folder.iterdir()} - {"run.toml", "private"}:
             raise InputError(f"The folder {folder} is not empty. Choose another --out, or continue it with --resume.")
         made = plan_from(recipe.privacy, recipe.data.unit)
         folder.mkdir(parents=True, exist_ok=True)

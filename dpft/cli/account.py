@@ -34,7 +34,8 @@ def account_mechanism(
         return
     table = Table("accountant", "lower", "upper", "remarks", box=None, padding=(0, 2, 0, 0))
     for row in found.rows:
-        table.add_row(row.method.upper(), figure(row.lower), figure(row.upper), "; ".join(row.flags))
+        lower = figure(row.lower) if row.lower else "none claimed"
+        table.add_row(row.method.upper(), lower, figure(row.upper), "; ".join(row.flags))
     table.add_row("publish", figure(found.bound.lower), figure(found.bound.upper), "; ".join(found.bound.flags))
     Console().print(table)
 

@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 
 
-def test_a_misspelt_target_names_its_nearest(place: Any) -> None:
-    """F4."""
+def test_a_misspelt_target_names_its_nearest_and_can_be_corrected(place: Any) -> None:
+    """F4: nothing was charged, so the same folder serves for the next try."""
     answer = place.dpft("run", "tiny.toml", "--set", 'method.targets=["qeury"]')
     assert answer.code == 2
     assert "method.targets" in answer.err
     assert "query" in answer.err
     assert answer.err.count("\n") == 1
+    assert place.dpft("run", "tiny.toml").code == 0
 
 
 @pytest.mark.parametrize("row", ["zyxprivate,neither", "zyxprivate,good,more", '"zyxprivate,good'])
