@@ -168,7 +168,7 @@ class Dpft(Variant):
     def bound(self) -> float:
         """A little below the clip: the engine keeps room for rounding (see ``GriddedGaussian``)."""
         size = sum(p.numel() for p in trainable(self.model).values())
-        return GriddedGaussian(self.task.clip, self.task.noise_multiplier, size).bound
+        return GriddedGaussian(self.task.clip, self.task.noise_multiplier, size, self.task.compute).bound
 
     def close(self) -> None:
         self._batches.close()  # type: ignore[attr-defined]

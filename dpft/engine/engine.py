@@ -56,10 +56,12 @@ class PrivateEngine(AbstractContextManager["PrivateEngine"]):
         on_step: Callable[[UnreleasedStats], None] | None = None,
         words: Words | None = None,
     ) -> None:
+        if compute not in (torch.float32, torch.bfloat16):
+            raise InputError(f"Expected compute={compute} to be torch.float32 or torch.bfloat16.")
         self.model, self.optimizer, self.plan = model, optimizer, plan
         self._loss, self._on_step = loss, on_step
         self._guard = Guard(model, optimizer)
-        self._noise = GriddedGaussian(plan.clip, plan.noise_multiplier, self._guard.coordinates)
+        self._noise = GriddedGaussian(plan.clip, plan.noise_multiplier, self._guard.coordinates, compute)
         self._sums = Accumulator(model, loss, self._guard.params, self._noise.bound, token_budget, compute)
         self._words = Keystream() if words is None else words
         self._current: LogicalBatch | None = None
