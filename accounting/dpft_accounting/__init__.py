@@ -4,15 +4,32 @@ Needs numpy, scipy, dp-accounting and prv-accountant, loaded on first use; never
 """
 
 from .accountants import delta, epsilon
+from .audit import Audit, gradient_canary
+from .audit_one_run import one_run
 from .bound import Bound
 from .budget import Budget
-from .calibrate import Calibration, max_steps, noise_multiplier
+from .calibrate import Calibration, calibrate, max_sample_rate, max_steps, noise_multiplier
 from .certify import Certificate, certify
 from .errors import AccountantsDisagree, AccountingError, BudgetExceeded, LedgerError, Unsupported
 from .ledger import Ledger
 from .ledger_run import LedgerRun
-from .mechanisms import Gaussian, Mechanism, PoissonGaussian, mechanism_from_dict
+from .mechanisms import (
+    BandedMF,
+    EpsDelta,
+    Gaussian,
+    Mechanism,
+    Parallel,
+    PoissonGaussian,
+    Select,
+    Sequential,
+    ShuffledGaussian,
+    TruncatedPoissonGaussian,
+    UserELS,
+    mechanism_from_dict,
+)
+from .profile import Profile, profile
 from .replay import RunRecord
+from .risk import Risk
 from .units import Unit, check_delta
 from .verify import Verification, verify
 from .versions import __version__
@@ -20,28 +37,44 @@ from .versions import __version__
 __all__ = [
     "AccountantsDisagree",
     "AccountingError",
+    "Audit",
+    "BandedMF",
     "Bound",
     "Budget",
     "BudgetExceeded",
     "Calibration",
     "Certificate",
+    "EpsDelta",
     "Gaussian",
     "Ledger",
     "LedgerError",
     "LedgerRun",
     "Mechanism",
+    "Parallel",
     "PoissonGaussian",
+    "Profile",
+    "Risk",
     "RunRecord",
+    "Select",
+    "Sequential",
+    "ShuffledGaussian",
+    "TruncatedPoissonGaussian",
     "Unit",
     "Unsupported",
+    "UserELS",
     "Verification",
     "__version__",
+    "calibrate",
     "certify",
     "check_delta",
     "delta",
     "epsilon",
+    "gradient_canary",
+    "max_sample_rate",
     "max_steps",
     "mechanism_from_dict",
     "noise_multiplier",
+    "one_run",
+    "profile",
     "verify",
 ]

@@ -21,6 +21,14 @@ def real(name: str, value: object, *, minimum: float = -math.inf, infinite: bool
     return number
 
 
+def rate(name: str, value: object) -> float:
+    """``value`` as a float above 0 and at most 1."""
+    number = real(name, value)
+    if not 0 < number <= 1:
+        raise AccountingError(f"Expected a sampling rate {name} above 0 and at most 1, found {value!r}.")
+    return number
+
+
 def integer(name: str, value: object, *, minimum: int) -> int:
     """``value`` as an int; refuses booleans, floats (also whole ones) and values below ``minimum``."""
     if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < minimum:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Literal, get_args
 
 from . import analytic, pld, prv, rdp
 from ._check import real
 from .bound import Bound
-from .compose import Composition, compose
+from .combined import EpsDelta
+from .compose import Chosen, Composition, compose
 from .errors import AccountingError, Unsupported
 from .mechanisms import Mechanism
 from .units import Unit, check_delta
@@ -38,34 +39,52 @@ def delta(mechanism: Mechanism, unit: Unit, epsilon: float, *, method: Method = 
     Methods and errors as for ``epsilon``; ``auto`` moves to PRV and RDP when δ itself turns out below 1e-9
     and 1e-12.
     """
-    composition = compose([mechanism], unit)
-    real("epsilon", epsilon, minimum=0)
-    by_method: dict[str, Callable[[], Bound]] = {
-        "pld": lambda: pld.delta(composition, epsilon, rtol),
-        "prv": lambda: prv.delta(composition, epsilon, rdp.delta(composition, epsilon).upper),
-        "rdp": lambda: rdp.delta(composition, epsilon),
-        "analytic": lambda: analytic.delta(composition, epsilon),
-        "auto": lambda: _auto_delta(composition, epsilon, rtol),
-    }
-    compute = _chosen(by_method, method, rtol)
-    if composition.is_infinite:
-        return Bound(1.0, 1.0, "analytic", {})
-    return Bound(0.0, 0.0, "analytic", {}) if composition.is_empty else compute()
+    return delta_of(compose([mechanism], unit), real("epsilon", epsilon, minimum=0), method, rtol)
 
 
-def epsilon_of(composition: Composition, delta: float, method: Method = "auto", rtol: float = 1e-3) -> Bound:
-    """``epsilon`` of a composition; ``delta`` has been checked."""
-    by_method: dict[str, Callable[[], Bound]] = {
-        "pld": lambda: pld_epsilon(composition, delta, rtol),
-        "prv": lambda: prv_epsilon(composition, delta),
-        "rdp": lambda: rdp.epsilon(composition, delta),
-        "analytic": lambda: analytic.epsilon(composition, delta),
-        "auto": lambda: _auto_epsilon(composition, delta, rtol),
+def epsilon_of(compositions: Sequence[Composition], delta: float, method: Method = "auto", rtol: float = 1e-3) -> Bound:
+    """``epsilon`` of the worst composition; ``delta`` has been checked."""
+    by_method: dict[str, Callable[[Composition], Bound]] = {
+        "pld": lambda c: pld_epsilon(c, delta, rtol),
+        "prv": lambda c: prv_epsilon(c, delta),
+        "rdp": lambda c: rdp.epsilon(c, delta),
+        "analytic": lambda c: analytic.epsilon(c, delta),
+        "auto": lambda c: _auto_epsilon(c, delta, rtol),
     }
-    compute = _chosen(by_method, method, rtol)
-    if composition.is_infinite:
-        return Bound(math.inf, math.inf, "analytic", {})
-    return Bound(0.0, 0.0, "analytic", {}) if composition.is_empty else compute()
+    return _worst(compositions, _chosen(by_method, method, rtol), math.inf)
+
+
+def delta_of(compositions: Sequence[Composition], epsilon: float, method: Method = "auto", rtol: float = 1e-3) -> Bound:
+    """``delta`` of the worst composition; ``epsilon`` has been checked."""
+    by_method: dict[str, Callable[[Composition], Bound]] = {
+        "pld": lambda c: pld.delta(c, epsilon, rtol),
+        "prv": lambda c: prv.delta(c, epsilon, rdp.delta(c, epsilon).upper),
+        "rdp": lambda c: rdp.delta(c, epsilon),
+        "analytic": lambda c: analytic.delta(c, epsilon),
+        "auto": lambda c: _auto_delta(c, epsilon, rtol),
+    }
+    return _worst(compositions, _chosen(by_method, method, rtol), 1.0)
+
+
+def worst(bounds: Iterable[Bound]) -> Bound:
+    """The bound on the largest of several unknown numbers."""
+    found = sorted(bounds, key=lambda bound: bound.upper)
+    return replace(found[-1], lower=max(bound.lower for bound in found))
+
+
+def has_selection(composition: Composition) -> bool:
+    """Whether PLD and RDP rest on different theory, so that neither has to be the lower one."""
+    return any(isinstance(part.step, Chosen) for part in composition.parts)
+
+
+def lower_of_two(bound: Bound, composition: Composition, by_rdp: Callable[[], Bound]) -> Bound:
+    """PLD's bound, or RDP's where a selection makes that the lower of two sound ones."""
+    if not has_selection(composition):
+        return bound
+    try:
+        return min(bound, by_rdp(), key=lambda found: found.upper)
+    except Unsupported:
+        return bound
 
 
 def pld_epsilon(composition: Composition, delta: float, rtol: float) -> Bound:
@@ -76,51 +95,94 @@ def pld_epsilon(composition: Composition, delta: float, rtol: float) -> Bound:
 
 def prv_epsilon(composition: Composition, delta: float) -> Bound:
     """PRV's bounds on ε, their width set by PLD at a δ where PLD is sound."""
+    prv.check(composition)
     rough = pld.epsilon(composition, max(delta, pld.SOUND_DELTA))
     return prv.epsilon(composition, delta, rough.upper)
 
 
+def _worst(
+    compositions: Sequence[Composition], compute: Callable[[Composition], Bound], nothing_hidden: float
+) -> Bound:
+    bounds = []
+    for composition in compositions:
+        if composition.is_infinite:
+            return Bound(nothing_hidden, nothing_hidden, "analytic", {})
+        bounds.append(Bound(0.0, 0.0, "analytic", {}) if composition.is_empty else compute(composition))
+    return worst(bounds)
+
+
 def _auto_epsilon(composition: Composition, delta: float, rtol: float) -> Bound:
-    if not composition.poisson:
+    if not composition.parts:
         return analytic.epsilon(composition, delta)
-    if composition.adjacency == "replace":
-        if delta < pld.SOUND_DELTA:
-            raise Unsupported(
-                f"Poisson batches under replace have a sound answer for delta >= {pld.SOUND_DELTA:g} only, "
-                f"found {delta:g}. Choose a larger delta, or zero_out or add_remove."
-            )
-        return pld.epsilon(composition, delta, rtol)
-    if delta < PRV_DELTA:
-        return rdp.epsilon(composition, delta)
+    stated = _only_stated(composition)
+    if stated is not None and delta >= stated.delta:
+        return Bound(0.0, stated.epsilon, "stated", {})
     try:
-        if delta < pld.SOUND_DELTA:
+        if delta < PRV_DELTA:
+            return rdp.epsilon(composition, delta)
+        if delta >= pld.SOUND_DELTA:
+            bound = pld.epsilon(composition, delta, rtol)
+            return lower_of_two(bound, composition, lambda: rdp.epsilon(composition, delta))
+        if composition.poisson is not None:
             return prv_epsilon(composition, delta)
-        return pld.epsilon(composition, delta, rtol)
     except Unsupported as reason:
-        return _flagged(rdp.epsilon(composition, delta), f"fell back to rdp: {reason}")
+        return _fallen_back(lambda: rdp.epsilon(composition, delta), reason)
+    return _fallen_back(lambda: rdp.epsilon(composition, delta), _too_small(delta))
 
 
 def _auto_delta(composition: Composition, epsilon: float, rtol: float) -> Bound:
-    if not composition.poisson:
+    if not composition.parts:
         return analytic.delta(composition, epsilon)
-    if composition.adjacency == "replace":
-        bound = pld.delta(composition, epsilon, rtol)
-        if bound.upper >= pld.SOUND_DELTA:
-            return bound
-        return replace(bound, upper=pld.SOUND_DELTA, flags=("below 1e-9, raised to it: no sharper bound is sound",))
-    analytic_upper = rdp.delta(composition, epsilon)
-    if analytic_upper.upper < PRV_DELTA:
-        return analytic_upper
+    stated = _only_stated(composition)
+    if stated is not None and epsilon >= stated.epsilon:
+        return Bound(0.0, stated.delta, "stated", {})
+    try:
+        by_rdp = rdp.delta(composition, epsilon)
+    except Unsupported:
+        return _raised(pld.delta(composition, epsilon, rtol))
+    if composition.poisson is None:  # no PRV: PLD down to 1e-9, and never above RDP
+        return min(_raised(pld.delta(composition, epsilon, rtol)), by_rdp, key=lambda found: found.upper)
+    if by_rdp.upper < PRV_DELTA:
+        return by_rdp
     try:
         bound = pld.delta(composition, epsilon, rtol)
         if bound.upper < pld.SOUND_DELTA:
-            bound = prv.delta(composition, epsilon, analytic_upper.upper)
+            bound = prv.delta(composition, epsilon, by_rdp.upper)
     except Unsupported as reason:
-        return _flagged(analytic_upper, f"fell back to rdp: {reason}")
-    return bound if PRV_DELTA <= bound.upper <= analytic_upper.upper else analytic_upper
+        return _flagged(by_rdp, f"fell back to rdp: {reason}")
+    return bound if PRV_DELTA <= bound.upper <= by_rdp.upper else by_rdp
 
 
-def _chosen(by_method: dict[str, Callable[[], Bound]], method: Method, rtol: float) -> Callable[[], Bound]:
+def _only_stated(composition: Composition) -> EpsDelta | None:
+    """The one stated guarantee that the composition consists of: nothing to compute where it says enough."""
+    if composition.mu or len(composition.parts) != 1 or composition.parts[0].steps != 1:
+        return None
+    step = composition.parts[0].step
+    return step if isinstance(step, EpsDelta) else None
+
+
+def _raised(bound: Bound) -> Bound:
+    if bound.upper >= pld.SOUND_DELTA:
+        return bound
+    return replace(bound, upper=pld.SOUND_DELTA, flags=("below 1e-9, raised to it: no sharper bound is sound",))
+
+
+def _too_small(delta: float) -> Unsupported:
+    return Unsupported(
+        f"A sound answer exists for delta >= {pld.SOUND_DELTA:g} only here, found {delta:g}. Choose a larger delta."
+    )
+
+
+def _fallen_back(by_rdp: Callable[[], Bound], reason: Unsupported) -> Bound:
+    try:
+        return _flagged(by_rdp(), f"fell back to rdp: {reason}")
+    except Unsupported:
+        raise reason from None
+
+
+def _chosen(
+    by_method: dict[str, Callable[[Composition], Bound]], method: Method, rtol: float
+) -> Callable[[Composition], Bound]:
     if method not in by_method:
         raise Unsupported(f"Expected method to be one of {get_args(Method)}, found {method!r}.")
     if not 0 < real("rtol", rtol) <= 0.1:

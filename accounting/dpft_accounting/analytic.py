@@ -73,8 +73,8 @@ def delta(composition: Composition, epsilon: float) -> Bound:
 
 
 def _only_gaussian(composition: Composition) -> None:
-    if composition.poisson:
-        raise Unsupported("The closed form is for full batches (q = 1) only. For Poisson batches use pld, prv or rdp.")
+    if composition.parts:
+        raise Unsupported("The closed form is for full batches (q = 1) only. For everything else use pld, prv or rdp.")
 
 
 def _around(value: float) -> Bound:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from . import pld, prv, rdp
-from .accountants import FLOAT_NOISE, PRV_DELTA, epsilon_of, pld_epsilon, prv_epsilon
+from .accountants import FLOAT_NOISE, PRV_DELTA, epsilon_of, has_selection, pld_epsilon, prv_epsilon
 from .bound import Bound, round_up
 from .compose import Composition, compose
 from .errors import AccountantsDisagree, Unsupported
@@ -52,22 +52,27 @@ def certify(mechanism: Mechanism, unit: Unit, delta: float) -> Certificate:
     Full batch: the closed form. Poisson: PLD if it lies between the bounds of PRV and below RDP; if it
     exceeds only PRV's upper bound its grid is refined first; else PRV's upper bound, or RDP if that is lower,
     with a flag. For δ < 1e-9, where float64 noise matters, PRV's upper bound or RDP; for δ < 1e-12, RDP.
-    Poisson under replace: PLD alone, and says so.
+    Whatever PRV does not know (Poisson under replace, truncation, user level, selection, stated guarantees): PLD,
+    below RDP where there is a Rényi bound, and the flags say what was not checked.
     Errors: AccountantsDisagree if no accountant can be believed; Unsupported where none is sound.
     """
     delta = check_delta(delta, unit)
-    composition = compose([mechanism], unit)
-    if composition.is_infinite or not composition.poisson:
-        bound, rows = _full_batch(composition, delta)
-    elif unit.adjacency == "replace":
-        bound, rows = _replace(composition, delta)
-    else:
-        bound, rows = _poisson(composition, delta)
+    found = [_certified(composition, delta) for composition in compose([mechanism], unit)]
+    bound, rows = max(found, key=lambda one: one[0].upper)
+    if len(found) > 1:
+        lower = max(one[0].lower for one in found)
+        bound = replace(bound, lower=lower, flags=(*bound.flags, f"the worst of {len(found)} parts of the data"))
     return Certificate(mechanism, unit, delta, bound, rows)
 
 
+def _certified(composition: Composition, delta: float) -> tuple[Bound, tuple[Bound, ...]]:
+    if composition.is_infinite or not composition.parts:
+        return _full_batch(composition, delta)
+    return _other(composition, delta) if composition.poisson is None else _poisson(composition, delta)
+
+
 def _full_batch(composition: Composition, delta: float) -> tuple[Bound, tuple[Bound, ...]]:
-    exact = epsilon_of(composition, delta)
+    exact = epsilon_of([composition], delta)
     if composition.is_infinite or exact.upper == 0:
         return exact, (exact,)
     rows = (
@@ -81,14 +86,21 @@ def _full_batch(composition: Composition, delta: float) -> tuple[Bound, tuple[Bo
     return _published(exact.lower, exact, rows), rows
 
 
-def _replace(composition: Composition, delta: float) -> tuple[Bound, tuple[Bound, ...]]:
-    only = epsilon_of(composition, delta, rtol=_RTOL)
-    rows = (
-        only,
-        _row("prv", lambda: prv.epsilon(composition, delta, only.upper)),
-        _row("rdp", lambda: rdp.epsilon(composition, delta)),
-    )
-    return _published(0.0, only, rows, "replace with Poisson batches: pld only, not cross-checked"), rows
+def _other(composition: Composition, delta: float) -> tuple[Bound, tuple[Bound, ...]]:
+    """What PRV does not know: PLD, below RDP where there is one."""
+    only = epsilon_of([composition], delta, rtol=_RTOL)
+    pld_row = _row("pld", lambda: pld_epsilon(composition, delta, _RTOL))
+    rdp_row = _row("rdp", lambda: rdp.epsilon(composition, delta))
+    rows: tuple[Bound, ...] = (pld_row, _row("prv", lambda: prv_epsilon(composition, delta)), rdp_row)
+    if math.isinf(rdp_row.upper):
+        flags: tuple[str, ...] = ("pld only, not cross-checked",)
+    elif only.upper > rdp_row.upper * _ROUNDING and not has_selection(composition):
+        only, flags = rdp_row, (f"accountants disagree, rdp reported: {_listed((pld_row, rdp_row))}",)
+    else:
+        flags = ("not cross-checked from below",)
+    if only.method == "stated":
+        rows, flags = (only, *rows), ("a guarantee stated elsewhere, taken on trust",)
+    return _published(0.0, only, rows, *flags), rows
 
 
 def _poisson(composition: Composition, delta: float) -> tuple[Bound, tuple[Bound, ...]]:

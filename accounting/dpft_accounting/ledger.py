@@ -101,7 +101,7 @@ class Ledger:
             raise LedgerError(f"Run {name!r} is already open. Close it first.")
         self._check_budget(name, mech)
         if known is None:
-            self._book.append("open", name, mech=mech, steps=mech.steps)
+            self._book.append("open", name, mech=mech, steps=mech.planned)
         self._sessions[name] = LedgerRun(self._book, name)
         return self._sessions[name]
 

@@ -37,7 +37,7 @@ class LedgerRun:
     @property
     def planned(self) -> int:
         """Steps of the whole run."""
-        return self.mech.steps
+        return self.mech.planned
 
     @property
     def charged(self) -> int:

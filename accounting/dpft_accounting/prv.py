@@ -38,7 +38,7 @@ def epsilon(composition: Composition, delta: float, rough: float) -> Bound:
     it.
     Errors: Unsupported for replace, full batches, too little memory, and δ beyond the reach of long double.
     """
-    _check(composition)
+    check(composition)
     composed, error, mesh = _composed(composition, delta / 1000, _errors(rough))
     try:
         with float_warnings_silenced():
@@ -52,7 +52,7 @@ def epsilon(composition: Composition, delta: float, rough: float) -> Bound:
 
 def delta(composition: Composition, epsilon: float, rough: float) -> Bound:
     """Lower and upper bound on δ(ε), given a ``rough`` δ that sets the error. Errors as for ``epsilon``."""
-    _check(composition)
+    check(composition)
     composed, error, mesh = _composed(composition, rough / 1000, _errors(epsilon))
     with float_warnings_silenced():
         lower = float(composed.compute_delta_estimate(epsilon + error)) - rough / 1000
@@ -63,9 +63,10 @@ def delta(composition: Composition, epsilon: float, rough: float) -> Bound:
     return Bound(max(0.0, lower), min(max(0.0, upper), 1.0), "prv", used, mesh)
 
 
-def _check(composition: Composition) -> None:
-    if composition.adjacency == "replace":
-        raise Unsupported("prv knows add_remove and zero_out only. Under replace use pld.")
+def check(composition: Composition) -> None:
+    """Unsupported for anything but Poisson and full batches under add_remove or zero_out."""
+    if composition.poisson is None:
+        raise Unsupported("prv knows Poisson batches under add_remove and zero_out only. Here use pld.")
     if not composition.poisson:
         raise Unsupported("prv is not run on full batches (q = 1), where analytic is exact.")
 
@@ -109,11 +110,12 @@ def _losses(composition: Composition) -> tuple[list[Any], list[int]]:
     """The library's random variable of each part, and how often each is composed with itself."""
     from prv_accountant.privacy_random_variables import GaussianMechanism, PoissonSubsampledGaussianMechanism
 
+    poisson = composition.poisson or ()
     losses = [
-        PoissonSubsampledGaussianMechanism(sampling_probability=part.q, noise_multiplier=part.sigma)
-        for part in composition.poisson
+        PoissonSubsampledGaussianMechanism(sampling_probability=step.q, noise_multiplier=step.sigma)
+        for step, _ in poisson
     ]
-    steps = [part.steps for part in composition.poisson]
+    steps = [steps for _, steps in poisson]
     if composition.mu > 0:
         losses.append(GaussianMechanism(noise_multiplier=1 / composition.mu))
         steps.append(1)

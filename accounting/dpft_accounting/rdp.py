@@ -7,12 +7,16 @@ conversion is proposition 12 of Canonne et al. 2020: ε = min_α R(α) + ln(1 �
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 
 from .bound import Bound
-from .compose import Composition
+from .combined import EpsDelta
+from .compose import Chosen, Composition, Part
 from .errors import Unsupported
 from .quiet import absl_silenced, float_warnings_silenced
+from .sampled import PoissonGaussian
+from .select_rdp import best_curve
 from .versions import versions
 
 # Low orders serve large ε, high ones tiny ε and δ; the gaps cost less than a percent.
@@ -29,61 +33,56 @@ _NOISE = 1e-14
 
 
 def epsilon(composition: Composition, delta: float) -> Bound:
-    """Upper bound on ε, both directions. Unsupported under replace with Poisson batches."""
-    _check(composition)
-    return _bound(_converted(_curve(composition), delta))
+    """Upper bound on ε, both directions. Unsupported for parts without a Rényi bound, see ``_of_part``."""
+    return _bound(converted(curve(composition), delta))
 
 
 def delta(composition: Composition, epsilon: float) -> Bound:
-    """Upper bound on δ(ε), both directions. Unsupported under replace with Poisson batches."""
-    _check(composition)
-    return _bound(_profile(_curve(composition), epsilon))
+    """Upper bound on δ(ε), both directions. Unsupported for parts without a Rényi bound, see ``_of_part``."""
+    return _bound(profile(curve(composition), epsilon))
 
 
-def rough_epsilon(composition: Composition, delta: float) -> float:
-    """About the ε of any composition, to size grids with; no guarantee, hence also under replace."""
-    return _converted(_rough_curve(composition), delta)
-
-
-def rough_delta(composition: Composition, epsilon: float) -> float:
-    """About the δ of any composition, to size grids with; no guarantee, hence also under replace."""
-    return _profile(_rough_curve(composition), epsilon)
-
-
-def _converted(curve: list[float], delta: float) -> float:
+def converted(divergences: Sequence[float], delta: float) -> float:
+    """ε at ``delta`` from the divergences at ORDERS."""
     log_delta = math.log(delta)
     upper = min(
         r + math.log1p(-1 / order) - (log_delta + math.log(order)) / (order - 1)
-        for order, r in zip(ORDERS, curve, strict=True)
+        for order, r in zip(ORDERS, divergences, strict=True)
     )
     return max(0.0, upper)
 
 
-def _profile(curve: list[float], epsilon: float) -> float:
+def profile(divergences: Sequence[float], epsilon: float) -> float:
+    """δ(ε) from the divergences at ORDERS."""
     log_upper = min(
         (order - 1) * (r + math.log1p(-1 / order) - epsilon) - math.log(order)
-        for order, r in zip(ORDERS, curve, strict=True)
+        for order, r in zip(ORDERS, divergences, strict=True)
     )
     return math.exp(min(0.0, log_upper))
 
 
-def _check(composition: Composition) -> None:
-    if composition.adjacency == "replace" and composition.poisson:
-        raise Unsupported("rdp knows Poisson batches under add_remove and zero_out only. Under replace use pld.")
-
-
-def _curve(composition: Composition, scale: float = 1.0) -> list[float]:
-    """Total Rényi divergence at each of ORDERS, noise of the subsampled parts divided by ``scale``."""
+def curve(composition: Composition) -> list[float]:
+    """Total Rényi divergence at each of ORDERS, the larger of both directions."""
     total = [order * composition.mu * composition.mu / 2 for order in ORDERS]
-    for part in composition.poisson:
-        one_step = _one_step(part.q, part.sigma / scale)
+    for part in composition.parts:
+        one_step = _of_part(part)
         total = [sum_ + part.steps * r for sum_, r in zip(total, one_step, strict=True)]
     return total
 
 
-def _rough_curve(composition: Composition) -> list[float]:
-    """Replace moves the sampled part of the sum by twice the clip norm: to first order, half the noise."""
-    return _curve(composition, 2.0 if composition.adjacency == "replace" else 1.0)
+def _of_part(part: Part) -> Sequence[float]:
+    step = part.step
+    if isinstance(step, EpsDelta) and step.delta == 0:
+        # Bun & Steinke 2016, proposition 3.3, and the largest possible loss.
+        return [min(step.epsilon, order * step.epsilon**2 / 2) for order in ORDERS]
+    if isinstance(step, Chosen):
+        curves = [curve(base) for base in step.bases]
+        return best_curve(step.select, ORDERS, [max(rs) for rs in zip(*curves, strict=True)])
+    if isinstance(step, PoissonGaussian) and part.relation != "replace":
+        return _one_step(step.q, step.sigma)
+    raise Unsupported(
+        "rdp knows full batches, pure epsilon, and Poisson batches under add_remove and zero_out only. Here use pld."
+    )
 
 
 @lru_cache(maxsize=256)

@@ -109,7 +109,7 @@ def apply(runs: dict[str, RunRecord], record: Record) -> None:
     _expect(record["parts"] == WHOLE, f"parts {WHOLE}")
     if kind == "open":
         mech = mechanism_from_dict(record["mech"])
-        _expect(name not in runs and steps == mech.steps, f"a new run of {mech.steps} steps")
+        _expect(name not in runs and steps == mech.planned, f"a new run of {mech.planned} steps")
         runs[name] = RunRecord(mech)
         return
     _expect(name in runs and record["mech"] is None, "a run that was opened, and no mechanism")
@@ -118,7 +118,7 @@ def apply(runs: dict[str, RunRecord], record: Record) -> None:
 
 def _advanced(run: RunRecord, kind: object, steps: int) -> RunRecord:
     if kind == "reserve":
-        _expect(1 <= steps <= run.mech.steps - run.reserved, "a reservation within the plan")
+        _expect(1 <= steps <= run.mech.planned - run.reserved, "a reservation within the plan")
         return replace(run, reserved=run.reserved + steps)
     if kind == "commit":
         _expect(1 <= steps <= run.reserved - run.committed, "a commit of reserved steps")

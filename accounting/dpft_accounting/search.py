@@ -16,7 +16,7 @@ _LONGEST_MOVE = 2.0  # in either logarithm: the local power law is not trusted f
 
 @dataclass(frozen=True)
 class Found:
-    """A value and the bound on ε at exactly this value; the bound is within the target."""
+    """A value and the bound at exactly this value; the bound is within the target."""
 
     value: float
     bound: Bound
@@ -26,18 +26,19 @@ def search(
     at: Callable[[float], Bound],
     start: float,
     target: float,
+    scale: Callable[[float], float] = float,
     *,
     rtol: float,
     slope: Literal[-1, 1],
     snap: Callable[[float], float],
 ) -> Found:
-    """A value where ε = at(value).upper lies in [target·(1 − rtol), target], by secant steps in ln, ln.
+    """A value where scale(at(value).upper) lies in [target·(1 − rtol), target], by secant steps in ln, ln.
 
-    ``slope``: 1 if ε grows with the value, −1 if it falls. ``snap`` rounds a positive value to one that may
-    be used, towards the private side. Where no usable value lies within rtol, the nearest one on the private
-    side is returned.
-    Guarantee: ``bound.upper`` <= ``target``, never by extrapolation. Errors: Unsupported if there is no such
-    value.
+    ``scale``: non-decreasing, and such that the result follows roughly a power law in the value. ``slope``: 1 if
+    it grows with the value, −1 if it falls. ``snap`` rounds a positive value to one that may be used, towards the
+    private side. Where no usable value lies within rtol, the nearest one on the private side is returned.
+    Guarantee: scale(``bound.upper``) <= ``target``, never by extrapolation. Errors: Unsupported if there is no
+    such value.
     """
     aim = math.log(target) + math.log1p(-rtol / 2)
     best: Found | None = None  # nearest value that is private enough
@@ -47,13 +48,14 @@ def search(
     value = snap(start)
     for _ in range(_MAX_EVALUATIONS):
         bound = at(value)
-        if bound.upper <= target:
+        loss = scale(bound.upper)
+        if loss <= target:
             best = Found(value, bound)
-            if bound.upper >= target * (1 - rtol):
+            if loss >= target * (1 - rtol):
                 return best
         else:
             worst = value
-        x, y = math.log(value), _clipped(math.log(max(bound.upper, 1e-300)) - aim)
+        x, y = math.log(value), _clipped(math.log(max(loss, 1e-300)) - aim)
         if previous is not None and previous[0] != x:
             power = (y - previous[1]) / (x - previous[0])
         power = power if power * slope > 0 else float(slope)
@@ -66,12 +68,12 @@ def search(
             if not low < value < high:  # nothing usable lies between them
                 return best
         elif value == last:  # the move was lost in rounding: double or halve
-            value = snap(last * 2.0 ** (-slope if bound.upper > target else slope))
+            value = snap(last * 2.0 ** (-slope if loss > target else slope))
             if value == last:
                 break
     if best is not None:
         return best
-    raise Unsupported(f"Nothing that may be chosen reaches epsilon={target:g}. Choose a larger epsilon.")
+    raise Unsupported("Nothing that may be chosen reaches the target. Choose a larger epsilon or risk.")
 
 
 def _clipped(move: float) -> float:

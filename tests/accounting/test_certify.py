@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 from dpft_accounting import (
@@ -140,8 +141,8 @@ def test_a_wrong_pld_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     honest = pld.epsilon
 
     def forgetful(composition: accountants.Composition, delta: float, rtol: float = 1e-3) -> Bound:
-        parts = tuple(part.with_steps(part.steps // 2) for part in composition.poisson)
-        return honest(accountants.Composition(composition.mu, parts, composition.adjacency), delta, rtol)
+        parts = tuple(replace(part, steps=part.steps // 2) for part in composition.parts)
+        return honest(replace(composition, parts=parts), delta, rtol)
 
     mechanism = PoissonGaussian(0.01, 0.8, 400)
     truth = epsilon(mechanism, EXAMPLE, 1e-6).upper

@@ -21,7 +21,7 @@ EXAMPLE = Unit("example")
 )
 def test_repaired_prv_is_correct(q: float, sigma: float, steps: int, delta: float, correct: float) -> None:
     """E4: the mean of the truncated loss, once wrong by steps·e. Wide bounds keep the grid small."""
-    composition = compose([PoissonGaussian(q, sigma, steps)], EXAMPLE)
+    composition = compose([PoissonGaussian(q, sigma, steps)], EXAMPLE)[0]
     bound = prv.epsilon(composition, delta, rough=10 * correct)
     assert bound.lower <= correct <= bound.upper
     assert (bound.lower + bound.upper) / 2 == pytest.approx(correct, rel=2e-4)
@@ -30,7 +30,7 @@ def test_repaired_prv_is_correct(q: float, sigma: float, steps: int, delta: floa
 def test_prv_composes_different_mechanisms() -> None:
     """E5: several runs; PRV and PLD agree on their composition, full batches included."""
     parts = [PoissonGaussian(0.01, 0.8, 300), PoissonGaussian(0.05, 2.0, 100), Gaussian(4.0, 2)]
-    composition = compose(parts, EXAMPLE)
+    composition = compose(parts, EXAMPLE)[0]
     fast = pld.epsilon(composition, 1e-6).upper
     bound = prv.epsilon(composition, 1e-6, rough=fast)
     assert bound.lower <= fast <= bound.upper
@@ -47,11 +47,11 @@ def test_prv_says_where_it_does_not_apply() -> None:
 
 
 def test_prv_refuses_what_would_not_fit_in_memory() -> None:
-    composition = compose([PoissonGaussian(0.5, 0.3, 10**6)], EXAMPLE)
+    composition = compose([PoissonGaussian(0.5, 0.3, 10**6)], EXAMPLE)[0]
     with pytest.raises(Unsupported, match="points"):
         prv.epsilon(composition, 1e-6, rough=1.0)
 
 
 def test_the_closed_form_is_for_full_batches_only() -> None:
     with pytest.raises(Unsupported, match="pld, prv or rdp"):
-        analytic.epsilon(compose([PoissonGaussian(0.1, 1.0, 10)], EXAMPLE), 1e-5)
+        analytic.epsilon(compose([PoissonGaussian(0.1, 1.0, 10)], EXAMPLE)[0], 1e-5)

@@ -1,0 +1,373 @@
+"""Audits: bounds that stay below the truth as often as they promise, and faults that they find."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+from dpft_accounting import AccountingError, Gaussian, PoissonGaussian, Unit, Unsupported, audit, epsilon
+from dpft_accounting.audit import Audit, gradient_canary
+from dpft_accounting.audit_one_run import one_run, p_value
+from dpft_accounting.bound import Bound
+from dpft_accounting.mechanisms import Mechanism, ShuffledGaussian
+from scipy.stats import binom, binomtest, norm
+
+Array = np.ndarray[Any, np.dtype[Any]]
+EXAMPLE = Unit("example")
+DELTA = 1e-5
+LEVEL = 0.05
+REPEATS = 200
+# A sound bound is too high in at most Binomial(200, 0.05) repetitions, hence in more than this with probability
+# below 1e-4 (it is 22, a rate of 11 %); one that ignores chance is too high in about half of them.
+MOST_FAILURES = int(binom.isf(1e-4, REPEATS, LEVEL))
+
+
+def gaussian_scores(mu: float, n: int, seed: int, noise: float = 1.0) -> tuple[Array, Array]:
+    """n scores with and n without the canary; ``noise`` is what was added, relative to what was claimed."""
+    rng = np.random.default_rng(seed)
+    return rng.normal(mu, noise, n), rng.normal(0, noise, n)
+
+
+def poisson_scores(q: float, sigma: float, n: int, seed: int, noise: float = 1.0) -> tuple[Array, Array]:
+    """One step a score: in the data the canary is sampled with rate q."""
+    rng = np.random.default_rng(seed)
+    return rng.normal((rng.random(n) < q) / sigma, noise), rng.normal(0, noise, n)
+
+
+def coin_scores(mu: float, m: int, seed: int) -> tuple[Array, Array]:
+    """m canaries of one run, each in by a fair coin."""
+    rng = np.random.default_rng(seed)
+    included = rng.random(m) < 0.5
+    scores = rng.normal(mu * included, 1)
+    return scores[included], scores[~included]
+
+
+def with_correct(canaries: int, guesses: int, correct: int) -> tuple[list[float], list[float]]:
+    """Scores of which exactly ``correct`` of ``guesses`` guesses come out right."""
+    half = guesses // 2
+    top = correct // 2
+    included = [i >= correct - top for i in range(half)]  # lowest scores: right when out
+    included += [i % 2 == 0 for i in range(canaries - guesses)]
+    included += [i < top for i in range(half)]  # highest scores: right when in
+    inside = [float(i) for i, flag in enumerate(included) if flag]
+    return inside, [float(i) for i, flag in enumerate(included) if not flag]
+
+
+@pytest.mark.parametrize(
+    # Tolerance: the spread of a single audit, 0.3 to 0.45 at n = 500 and 0.14 to 0.17 at 5000.
+    ("mu", "n", "known", "tolerance"),
+    [(1, 500, 3.0, 0.4), (1, 5000, 4.0, 0.15), (2, 500, 8.9, 0.45), (2, 5000, 9.4, 0.2)],
+)
+def test_gradient_canaries_reach_the_known_bounds(mu: float, n: int, known: float, tolerance: float) -> None:
+    found = [gradient_canary(*gaussian_scores(mu, n, s), Gaussian(1 / mu), DELTA, mu / 2) for s in range(20)]
+    assert np.mean([a.epsilon_lower for a in found]) == pytest.approx(known, abs=tolerance)
+    for one in found:
+        assert one.plain_lower is not None
+        assert one.plain_lower < one.epsilon_lower < epsilon(Gaussian(1 / mu), EXAMPLE, DELTA).upper
+
+
+# Without assuming a Gaussian, ε comes from the ratio of two small rates: far out, not at mu/2.
+@pytest.mark.parametrize(("mu", "threshold", "known"), [(1, 0.5, 0.75), (1, 1.5, 1.4), (2, 1.0, 1.6), (2, 3.3, 4.1)])
+def test_plain_bounds_need_a_threshold_far_out(mu: float, threshold: float, known: float) -> None:
+    found = [gradient_canary(*gaussian_scores(mu, 5000, s), Gaussian(1 / mu), DELTA, threshold) for s in range(20)]
+    assert np.mean([a.plain_lower for a in found if a.plain_lower is not None]) == pytest.approx(known, abs=0.15)
+
+
+@pytest.mark.parametrize("cut", [0.3, 1.2])  # one where misses are rare, one where false alarms are
+def test_a_gradient_canary_is_its_formulas(cut: float) -> None:
+    """Limits against another implementation; then Nasr et al., both directions of the plain bound."""
+    inside, outside = gaussian_scores(1.5, 300, 0)
+    found = gradient_canary(inside, outside, Gaussian(2.0, steps=9), 1e-3, cut)
+    fpr = binomtest(int((outside >= cut).sum()), 300).proportion_ci(0.95, "exact").high
+    fnr = binomtest(int((inside <= cut).sum()), 300).proportion_ci(0.95, "exact").high
+    mu = norm.ppf(1 - fpr) - norm.ppf(fnr)
+    plain = max(math.log((1 - fnr - 1e-3) / fpr), math.log((1 - fpr - 1e-3) / fnr))
+    assert (found.fpr_upper, found.fnr_upper) == pytest.approx((fpr, fnr), rel=1e-9)
+    assert (found.mu_lower, found.plain_lower) == pytest.approx((mu, plain), rel=1e-9)
+    assert found.epsilon_lower == pytest.approx(epsilon(Gaussian(1 / mu), EXAMPLE, 1e-3).upper, rel=1e-6)
+    assert (found.method, found.canaries, found.significance) == ("gradient_canary", 600, 0.05)
+
+
+def test_a_score_at_the_threshold_is_an_error_on_either_side() -> None:
+    at, beside = [1.0] * 50, [0.0] * 50
+    found = gradient_canary(at, at, Gaussian(1.0), DELTA, 1.0)
+    assert (found.fpr_upper, found.fnr_upper, found.epsilon_lower, found.plain_lower) == (1.0, 1.0, 0.0, 0.0)
+    assert gradient_canary(at, beside, Gaussian(1.0), DELTA, 0.5).epsilon_lower > 0
+
+
+@pytest.mark.parametrize(("mu", "n"), [(0.5, 40), (1.0, 200), (3.0, 200)])
+def test_gradient_canaries_are_too_high_no_more_often_than_they_say(mu: float, n: int) -> None:
+    truth = epsilon(Gaussian(1 / mu), EXAMPLE, DELTA).upper
+    found = [gradient_canary(*gaussian_scores(mu, n, s), Gaussian(1 / mu), DELTA, mu / 2) for s in range(REPEATS)]
+    assert sum(a.contradicts(truth) for a in found) <= MOST_FAILURES
+
+
+def test_full_poisson_batches_are_audited_as_gaussian() -> None:
+    scores = gaussian_scores(1.0, 500, 0)
+    full = gradient_canary(*scores, PoissonGaussian(1.0, 2.0, 4), DELTA, 0.5)
+    assert full == gradient_canary(*scores, Gaussian(2.0, 4), DELTA, 0.5)
+    assert full.mu_lower is not None
+    assert full.sigma_upper is None
+
+
+def test_half_the_noise_is_found_in_full_batches() -> None:
+    """mu = 1 is claimed (ε 4.38); the noise is half of that, and really mu = 2 (ε 10.0)."""
+    mechanism = Gaussian(2.0, steps=4)
+    claim = epsilon(mechanism, EXAMPLE, DELTA).upper
+    for seed in range(10):
+        found = gradient_canary(*gaussian_scores(1.0, 500, seed, noise=0.5), mechanism, DELTA, 0.5)
+        assert found.contradicts(claim)
+        assert not gradient_canary(*gaussian_scores(1.0, 500, seed), mechanism, DELTA, 0.5).contradicts(claim)
+
+
+@pytest.mark.parametrize(("q", "sigma"), [(0.5, 1.0), (0.2, 0.6)])
+def test_one_poisson_step_rarely_underestimates_the_noise(q: float, sigma: float) -> None:
+    """200 repetitions of no steps at all: the noise is bounded, and no accountant is run."""
+    mechanism = PoissonGaussian(q, sigma, 0)
+    found = [gradient_canary(*poisson_scores(q, sigma, 2000, s), mechanism, DELTA, 0.5 / sigma) for s in range(REPEATS)]
+    noises = [a.sigma_upper for a in found if a.sigma_upper is not None]
+    assert len(noises) == REPEATS
+    assert sum(noise < sigma for noise in noises) <= MOST_FAILURES
+    assert np.median(noises) < 2.5 * sigma  # and it says something
+    assert {a.epsilon_lower for a in found} == {0.0}
+
+
+def test_half_the_noise_is_found_in_poisson_steps() -> None:
+    q, mechanism = 0.5, PoissonGaussian(0.5, 1.0, 20)
+    claim = epsilon(mechanism, EXAMPLE, DELTA).upper
+    right = gradient_canary(*poisson_scores(q, 1.0, 4000, 3), mechanism, DELTA, 0.5)
+    wrong = gradient_canary(*poisson_scores(q, 1.0, 4000, 3, noise=0.5), mechanism, DELTA, 0.5)
+    assert not right.contradicts(claim)
+    assert wrong.contradicts(claim)
+    assert right.mu_lower is None
+    for one in (right, wrong):  # its ε is that of the noise which it leaves possible, from below
+        assert one.sigma_upper is not None
+        expected = epsilon(PoissonGaussian(q, one.sigma_upper, 20), EXAMPLE, DELTA).upper
+        assert expected * 0.98 <= one.epsilon_lower <= expected
+    assert wrong.sigma_upper is not None
+    assert 0.5 <= wrong.sigma_upper < 0.65
+
+
+def test_the_noise_found_solves_the_trade_off_of_one_step() -> None:
+    q = 0.3
+    found = gradient_canary(*poisson_scores(q, 0.5, 2000, 1), PoissonGaussian(q, 0.5, 0), DELTA, 1.0)
+    assert found.fpr_upper is not None
+    assert found.sigma_upper is not None
+    sampled = norm.cdf(norm.ppf(1 - found.fpr_upper) - 1 / found.sigma_upper)
+    assert (1 - q) * (1 - found.fpr_upper) + q * sampled == pytest.approx(found.fnr_upper, rel=1e-9)
+
+
+def test_fewer_errors_than_the_sampler_allows_contradict_every_epsilon() -> None:
+    """A canary sampled once in ten steps can't be seen in all of them."""
+    found = gradient_canary([5.0] * 200, [0.0] * 200, PoissonGaussian(0.1, 1.0, 10), DELTA, 2.5)
+    assert (found.sigma_upper, found.epsilon_lower) == (0.0, math.inf)
+    assert found.contradicts(1e300)
+    assert not found.contradicts(math.inf)
+    assert json.loads(json.dumps(found.to_dict(), allow_nan=False))["epsilon_lower"] == "inf"
+
+
+def test_scores_that_tell_nothing_give_zero() -> None:
+    same = np.random.default_rng(0).normal(size=300)
+    for mechanism in (Gaussian(1.0), PoissonGaussian(0.1, 1.0, 100)):
+        found = gradient_canary(same, same, mechanism, DELTA, 0.5)
+        assert (found.epsilon_lower, found.plain_lower) == (0.0, 0.0)
+    assert one_run(same, same, DELTA, 100).epsilon_lower == 0.0
+
+
+def test_an_accountant_out_of_reach_still_leaves_a_lower_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More noise and larger δ both have a smaller ε; if nothing can be computed, nothing is claimed."""
+    asked: list[tuple[float, float]] = []
+
+    def reluctant(mechanism: PoissonGaussian, unit: Unit, delta: float, *, method: str) -> Bound:
+        asked.append((mechanism.sigma, delta))
+        if mechanism.sigma < reach:
+            raise Unsupported("Too much.")
+        return Bound(3.0, 4.0, method, {})
+
+    monkeypatch.setattr(audit, "epsilon", reluctant)
+    scores, mechanism, reach = poisson_scores(0.5, 0.5, 500, 0), PoissonGaussian(0.5, 0.5, 10), 2.0
+    found = gradient_canary(*scores, mechanism, 1e-20, 1.0)
+    assert found.epsilon_lower == 3.0
+    assert asked[0] == (found.sigma_upper, 1e-12)
+    assert all(second[0] == 2 * first[0] for first, second in itertools.pairwise(asked))
+    reach = math.inf
+    with pytest.raises(Unsupported, match="Too much"):
+        gradient_canary(*scores, mechanism, DELTA, 1.0)
+
+
+@pytest.mark.parametrize(
+    # Tolerance: the spread of a single best of seven is 0.14 to 0.31, and the known figures come from few.
+    ("mu", "m", "known"),
+    [(1, 1000, 1.9), (1, 10_000, 2.4), (2, 1000, 3.7), (2, 10_000, 4.5), (3, 1000, 4.9), (3, 10_000, 6.2)],
+)
+def test_one_run_reaches_the_known_bounds(mu: float, m: int, known: float) -> None:
+    """Best of seven numbers of guesses, uncorrected: to reproduce figures, not to audit."""
+    shares = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+    best = [
+        max(one_run(*coin_scores(mu, m, seed), DELTA, 2 * int(m * share / 2)).epsilon_lower for share in shares)
+        for seed in range(6)
+    ]
+    assert np.mean(best) == pytest.approx(known, abs=0.25)
+
+
+@pytest.mark.parametrize(("true_epsilon", "guesses"), [(0.5, 100), (2.0, 100), (4.0, 400)])
+def test_one_run_is_too_high_no_more_often_than_it_says(true_epsilon: float, guesses: int) -> None:
+    """Randomised response, at which the bound is sharp: every guess is right with probability e^ε/(1 + e^ε)."""
+    failures = 0
+    for seed in range(REPEATS):
+        rng = np.random.default_rng(seed)
+        included = rng.random(1000) < 0.5
+        answers = included ^ (rng.random(1000) < 1 / (1 + math.exp(true_epsilon)))
+        scores = np.where(answers, 1, -1) * rng.uniform(1, 2, 1000)
+        failures += one_run(scores[included], scores[~included], 1e-12, guesses).contradicts(true_epsilon)
+    assert failures <= MOST_FAILURES
+
+
+def test_an_eighth_of_the_noise_is_found_in_one_run() -> None:
+    """mu = 1/4 is claimed (ε 0.93), and mu = 2 is run. A single run is no sharper tool than that."""
+    claim = epsilon(Gaussian(4.0), EXAMPLE, DELTA).upper
+    for seed in range(10):
+        assert one_run(*coin_scores(2.0, 1000, seed), DELTA, 100).contradicts(claim)
+        assert not one_run(*coin_scores(0.25, 1000, seed), DELTA, 100).contradicts(claim)
+
+
+def outcomes(rates: list[float]) -> list[float]:
+    """Pr[k right guesses], by listing every way in which independent guesses can turn out."""
+    total = [0.0] * (len(rates) + 1)
+    for right in itertools.product([True, False], repeat=len(rates)):
+        total[sum(right)] += math.prod(r if ok else 1 - r for ok, r in zip(right, rates, strict=True))
+    return total
+
+
+@pytest.mark.parametrize(("eps", "delta", "extra"), [(0.0, 0.01, 0), (0.7, 0.05, 3), (2.0, 1e-4, 0), (3.0, 0.3, 1)])
+@pytest.mark.parametrize("guesses", [1, 2, 5, 8])
+def test_the_p_value_is_its_formula_written_out(eps: float, delta: float, extra: int, guesses: int) -> None:
+    chances = outcomes([math.exp(eps) / (1 + math.exp(eps))] * guesses)
+    for correct in range(guesses + 1):
+        tail = math.fsum(chances[correct:])
+        slopes = [(math.fsum(chances[correct - i :]) - tail) / i for i in range(1, correct + 1)]
+        expected = tail + 2 * (guesses + extra) * delta * max(slopes, default=0.0)
+        assert p_value(eps, delta, guesses + extra, guesses, correct) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("eps", [0.0, 1.0, 2.5])
+@pytest.mark.parametrize("delta", [1e-3, 0.05])
+def test_no_private_mechanism_beats_the_p_value(eps: float, delta: float) -> None:
+    """Two (ε, δ) ones by enumeration: each canary betrayed with probability δ, or all of them at once."""
+    guesses = 8
+    rate = math.exp(eps) / (1 + math.exp(eps))
+    fair = outcomes([rate] * guesses)
+    each = outcomes([delta + (1 - delta) * rate] * guesses)
+    for correct in range(guesses + 1):
+        limit = p_value(eps, delta, guesses, guesses, correct) + 1e-12
+        assert math.fsum(each[correct:]) <= limit
+        assert delta + (1 - delta) * math.fsum(fair[correct:]) <= limit
+
+
+@pytest.mark.parametrize(("m", "r", "delta"), [(100, 40, 1e-5), (100, 40, 0.02), (1000, 100, 1e-4), (60, 60, 0.1)])
+def test_the_bound_is_the_only_place_where_the_p_value_passes_the_level(m: int, r: int, delta: float) -> None:
+    """Also where 2mδ is above 1: everything below is rejected, nothing above. More right guesses, higher bound."""
+    previous = 0.0
+    grid = np.linspace(0, math.log(r) + 3, 60)
+    for correct in range(r + 1):
+        found = one_run(*with_correct(m, r, correct), delta, r)
+        assert (found.correct, found.guesses, found.canaries) == (correct, r, m)
+        assert found.epsilon_lower >= previous
+        previous = found.epsilon_lower
+        for eps in grid:
+            if found.epsilon_lower == 0 or abs(eps - found.epsilon_lower) > 2e-6:
+                rejected = p_value(float(eps), delta, m, r, correct) <= LEVEL
+                assert rejected == (eps < found.epsilon_lower)
+    assert previous > 0 or delta > 0.01
+
+
+def test_ten_thousand_right_guesses_are_no_trouble() -> None:
+    """Closed form: all right means e^ε/(1 + e^ε) = level^(1/r); δ is too small to matter."""
+    found = one_run(*with_correct(10_000, 10_000, 10_000), 1e-15, 10_000)
+    rate = LEVEL ** (1 / 10_000)
+    assert found.epsilon_lower == pytest.approx(math.log(rate / (1 - rate)), abs=2e-6)
+
+
+def test_ties_count_against_the_auditor() -> None:
+    tied = one_run([1, 1, 1], [1, 1, 1], DELTA, 6)
+    assert (tied.correct, tied.epsilon_lower) == (0, 0.0)
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        inside, outside = rng.integers(0, 3, 8).astype(float), rng.integers(0, 3, 7).astype(float)
+        for guesses in (2, 6, 14):
+            fixed = one_run(inside, outside, DELTA, guesses).correct
+            blind = one_run(inside + rng.random(8) / 9, outside + rng.random(7) / 9, DELTA, guesses).correct
+            assert fixed is not None
+            assert blind is not None
+            assert fixed <= blind
+
+
+def test_the_order_of_scores_does_not_matter() -> None:
+    inside, outside = coin_scores(1.0, 300, 0)
+    assert one_run(inside, outside, DELTA, 60) == one_run(inside[::-1], list(outside[::-1]), DELTA, 60)
+
+
+def test_an_audit_is_a_plain_record() -> None:
+    found = one_run(*coin_scores(2.0, 200, 0), DELTA, 40)
+    assert Audit(**json.loads(json.dumps(found.to_dict(), allow_nan=False))) == found
+    assert found.to_dict()["fpr_upper"] is None
+    assert found.contradicts(found.epsilon_lower - 1e-9)
+    assert not found.contradicts(found.epsilon_lower)
+    with pytest.raises(AttributeError):
+        found.epsilon_lower = 0.0  # type: ignore[misc]
+    for claim in (-1.0, math.nan, "8"):
+        with pytest.raises(AccountingError, match="claimed epsilon"):
+            found.contradicts(claim)  # type: ignore[arg-type]
+
+
+def test_a_stricter_level_never_raises_the_bound() -> None:
+    scores, coins = gaussian_scores(1.0, 300, 0), coin_scores(2.0, 1000, 0)
+    levels = (1e-9, 0.001, 0.05, 0.4)
+    canary = [gradient_canary(*scores, Gaussian(1.0), DELTA, 0.5, level).epsilon_lower for level in levels]
+    one = [one_run(*coins, DELTA, 100, level).epsilon_lower for level in levels]
+    assert canary == sorted(canary)
+    assert one == sorted(one)
+    assert canary[1] < canary[-1]
+    assert one[1] < one[-1]
+
+
+BAD_SCORES = [[], [1.0, math.nan], [math.inf], [[1.0, 2.0]], [[1.0], [2.0, 3.0]], ["1"], [True], 1.0, None, [1j]]
+BAD: list[dict[str, Any]] = [
+    *({name: scores} for name in ("scores_in", "scores_out") for scores in BAD_SCORES),
+    *({"delta": value} for value in (0.0, 1.0, -1e-5, 2, math.nan, math.inf, "1e-5", None)),
+    *({"significance": value} for value in (0.0, 0.5, 1, -0.1, math.nan, "0.05", None)),
+]
+
+
+@pytest.mark.parametrize("bad", [*BAD, *({"guesses": v} for v in (0, -2, 1, 3, 6, 2.0, math.nan, True, None))], ids=str)
+def test_one_run_refuses_what_means_nothing(bad: dict[str, Any]) -> None:
+    good: dict[str, Any] = {"scores_in": [1.0, 2.0], "scores_out": [0, -1, 3], "delta": DELTA, "guesses": 4}
+    assert one_run(**good).guesses == 4
+    with pytest.raises(AccountingError, match=r"^Expected .*\.$"):
+        one_run(**{**good, **bad})
+
+
+@pytest.mark.parametrize("bad", [*BAD, *({"threshold": v} for v in (math.nan, math.inf, "1", None))], ids=str)
+def test_gradient_canaries_refuse_what_means_nothing(bad: dict[str, Any]) -> None:
+    good: dict[str, Any] = {"scores_in": [1.0], "scores_out": [0], "delta": DELTA, "threshold": 0.5}
+    assert gradient_canary(mech=Gaussian(1.0), **good).canaries == 2
+    with pytest.raises(AccountingError, match=r"^Expected .*\.$"):
+        gradient_canary(mech=Gaussian(1.0), **{**good, **bad})
+
+
+@pytest.mark.parametrize("mechanism", [ShuffledGaussian(1, 1.0), "gaussian", None], ids=str)
+def test_gradient_canaries_name_the_mechanisms_they_know(mechanism: Mechanism) -> None:
+    with pytest.raises(Unsupported, match="gaussian and poisson_gaussian"):
+        gradient_canary([1.0], [0.0], mechanism, DELTA, 0.5)
+
+
+def test_importing_the_audits_is_light() -> None:
+    code = "import sys, dpft_accounting.audit, dpft_accounting.audit_one_run; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()).isdisjoint({"torch", "numpy", "scipy", "prv_accountant"})
