@@ -111,7 +111,7 @@ def max_steps(epsilon: float, delta: float, q: float, sigma: float, unit: Unit) 
     one step more would exceed it. Errors: AccountingError for a meaningless target.
     """
     budget = Budget(epsilon, check_delta(delta, unit))
-    return steps_within(PoissonGaussian(q, sigma, 1), (), unit, budget)
+    return steps_within(PoissonGaussian(q, sigma, 1).with_steps, unit, budget)
 
 
 def max_sample_rate(epsilon: float, delta: float, sigma: float, steps: int, unit: Unit) -> Calibration:
@@ -120,16 +120,11 @@ def max_sample_rate(epsilon: float, delta: float, sigma: float, steps: int, unit
     return calibrate(lambda q: PoissonGaussian(q, sigma, steps), unit, budget, vary="rate")
 
 
-def steps_within(mechanism: Mechanism, others: Sequence[Mechanism], unit: Unit, budget: Budget) -> int:
-    """Most steps of ``mechanism`` (its own number is ignored) that fit in ``budget`` after ``others``."""
-    from .mechanisms import Sequential
-
-    def make(steps: float) -> Mechanism:
-        return Sequential([*others, mechanism.with_steps(int(steps))])
-
+def steps_within(make: Callable[[int], Mechanism], unit: Unit, budget: Budget) -> int:
+    """Most steps up to 10⁹ at which ``make(steps)`` fits in ``budget``; 0 if not even one does."""
     if epsilon_of(compose([make(1)], unit), budget.delta).upper > budget.epsilon:
         return 0
-    return int(calibrate(make, unit, budget, vary="steps").value)
+    return int(calibrate(lambda steps: make(int(steps)), unit, budget, vary="steps").value)
 
 
 def fits(mechanisms: Sequence[Mechanism], unit: Unit, budget: Budget) -> bool:

@@ -85,6 +85,21 @@ class LedgerRun:
             self._book.append("commit", self._name, steps=self._executed)
             self._executed = 0
 
+    def confirm(self, k: int) -> None:
+        """Note that ``k`` steps reserved in **earlier** sessions were executed; it changes no charge.
+
+        For a run whose steps are counted elsewhere, such as one that reserved its whole plan before it began.
+        Errors: LedgerError if there are not so many reserved steps.
+        """
+        self._check_open()
+        integer("k", k, minimum=1)
+        record = self._book.runs[self._name]
+        if k > record.reserved - record.committed - self._available - self._executed:
+            raise LedgerError(
+                f"Run {self._name!r} has not reserved {k} steps in earlier sessions that are uncommitted."
+            )
+        self._book.append("commit", self._name, steps=k)
+
     def close(self) -> None:
         """Commit and end this session of the run; it can be resumed by name. Closing twice does nothing."""
         self._end(aborted=False)

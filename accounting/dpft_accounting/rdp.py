@@ -103,4 +103,9 @@ def _one_step(q: float, sigma: float) -> tuple[float, ...]:
 
 
 def _bound(upper: float) -> Bound:
-    return Bound(0.0, upper, "rdp", versions("dp-accounting"))
+    return Bound(0.0, upper, "rdp", used())
+
+
+def used() -> dict[str, str]:
+    """The versions that the numbers of this accountant depend on."""
+    return versions("dp-accounting")

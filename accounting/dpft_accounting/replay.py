@@ -16,25 +16,61 @@ from ._check import exact_keys, integer, text
 from .budget import Budget
 from .chain import Record
 from .errors import AccountingError, LedgerError
+from .filter import RenyiFilter
 from .mechanisms import Mechanism, mechanism_from_dict
+from .spending import WHOLE, Entry, Rules
 from .units import Unit
 from .versions import __version__, versions
 
-SCHEMA = "dpft-ledger/1"
-WHOLE = ["all"]  # the part of the data set that a run touches
+SCHEMA = "dpft-ledger/2"
 
 _CHAIN_KEYS = {"seq", "prev_sha256"}
-_HEADER_KEYS = _CHAIN_KEYS | {"kind", "schema", "dataset", "unit", "budget", "versions"}
+_HEADER_KEYS = _CHAIN_KEYS | {"kind", "schema", "dataset", "unit", "budget", "parts", "filter", "versions"}
+_MOST_PARTS = 100
 _RECORD_KEYS = _CHAIN_KEYS | {"run", "kind", "mech", "steps", "parts", "t"}
 
 
 @dataclass(frozen=True)
 class Header:
-    """What all runs of a ledger share. ``dataset`` is a fingerprint chosen by the caller, never data."""
+    """What all runs of a ledger share. ``dataset`` is a name or fingerprint chosen by the caller, never data.
+
+    ``parts``: names of disjoint parts of the data set; which of them a unit is in follows from that unit alone.
+    """
 
     dataset: str
     unit: Unit
     budget: Budget | None
+    parts: tuple[str, ...] = ()
+    filter: RenyiFilter | None = None
+
+    def __post_init__(self) -> None:
+        text("dataset_id", self.dataset)
+        names = [text("part", name) for name in self.parts]
+        if len(set(names)) != len(names) or WHOLE[0] in names or len(names) > _MOST_PARTS:
+            raise AccountingError(f"Expected at most {_MOST_PARTS} different parts other than {WHOLE[0]!r}.")
+        if self.filter is not None and self.budget is None:
+            raise AccountingError("Expected a budget for an adaptive ledger: the filter's limit follows from it.")
+
+    @property
+    def rules(self) -> Rules:
+        """How the entries add up."""
+        return Rules(self.unit, self.budget, self.parts, self.filter)
+
+    def checked_parts(self, parts: Iterable[str] | None) -> tuple[str, ...]:
+        """``parts`` as a run has them: declared ones in declared order, or the whole. AccountingError otherwise."""
+        if parts is None:
+            return WHOLE
+        asked = list(parts)
+        unknown = [part for part in asked if part not in self.parts]
+        if asked == list(WHOLE):
+            return WHOLE
+        if unknown or not asked or len(set(asked)) != len(asked):
+            known = ", ".join(self.parts) or "none"
+            raise AccountingError(
+                f"Expected parts among those that the ledger was created with ({known}), found {asked!r:.60}. Only "
+                "parts known to be disjoint compose in parallel; leave parts out for the whole data set."
+            )
+        return tuple(part for part in self.parts if part in asked)
 
     def to_fields(self) -> Record:
         """The header's record, without the chain."""
@@ -44,6 +80,8 @@ class Header:
             "dataset": self.dataset,
             "unit": self.unit.to_dict(),
             "budget": self.budget and self.budget.to_dict(),
+            "parts": list(self.parts),
+            "filter": self.filter and self.filter.to_dict(),
             "versions": {"dpft-accounting": __version__, **versions("dp-accounting", "prv-accountant")},
         }
 
@@ -59,9 +97,28 @@ class RunRecord:
     mech: Mechanism
     reserved: int = 0
     committed: int = 0
+    parts: tuple[str, ...] = WHOLE
+
+    @property
+    def charged(self) -> Entry:
+        """What the run is charged, as an entry to add up."""
+        return self.mech.with_steps(self.reserved), self.parts
+
+    @property
+    def whole(self) -> Entry:
+        """What the run would be charged if it used up its plan."""
+        return self.mech, self.parts
 
 
-def event(kind: str, run: str | None, *, mech: Mechanism | None = None, steps: int = 0, note: str = "") -> Record:
+def event(
+    kind: str,
+    run: str | None,
+    *,
+    mech: Mechanism | None = None,
+    steps: int = 0,
+    parts: Iterable[str] = (),
+    note: str = "",
+) -> Record:
     """A record without the chain.
 
     ``t`` is the UTC date and nothing finer: a step takes as long as its batch is large, so the time of each
@@ -72,7 +129,7 @@ def event(kind: str, run: str | None, *, mech: Mechanism | None = None, steps: i
         "kind": kind,
         "mech": mech and mech.to_dict(),
         "steps": steps,
-        "parts": WHOLE if run is not None else [],
+        "parts": list(parts),
         "t": datetime.now(UTC).date().isoformat(),
     }
     return {**fields, "text": note} if kind == "note" else fields
@@ -87,7 +144,7 @@ def replay(records: Iterable[Record]) -> tuple[Header, dict[str, RunRecord]]:
             if header is None:
                 header = _header(record)
             else:
-                apply(runs, record)
+                apply(header, runs, record)
         except AccountingError as problem:
             raise LedgerError(f"Line {number} of the ledger makes no sense: {problem}") from problem
     if header is None:
@@ -95,7 +152,7 @@ def replay(records: Iterable[Record]) -> tuple[Header, dict[str, RunRecord]]:
     return header, runs
 
 
-def apply(runs: dict[str, RunRecord], record: Record) -> None:
+def apply(header: Header, runs: dict[str, RunRecord], record: Record) -> None:
     """Change ``runs`` by one record. Errors: AccountingError if the record cannot follow what went before."""
     kind = record.get("kind")
     exact_keys("record", record, _RECORD_KEYS | {"text"} if kind == "note" else _RECORD_KEYS)
@@ -106,13 +163,15 @@ def apply(runs: dict[str, RunRecord], record: Record) -> None:
         text("text", record["text"])
         return
     name = text("run", record["run"])
-    _expect(record["parts"] == WHOLE, f"parts {WHOLE}")
+    _expect(isinstance(record["parts"], list), "parts as a list")
+    parts = header.checked_parts(record["parts"])
     if kind == "open":
         mech = mechanism_from_dict(record["mech"])
         _expect(name not in runs and steps == mech.planned, f"a new run of {mech.planned} steps")
-        runs[name] = RunRecord(mech)
+        runs[name] = RunRecord(mech, parts=parts)
         return
     _expect(name in runs and record["mech"] is None, "a run that was opened, and no mechanism")
+    _expect(runs[name].parts == parts, "the parts that the run was opened with")
     runs[name] = _advanced(runs[name], kind, steps)
 
 
@@ -134,11 +193,14 @@ def _header(record: Record) -> Header:
     _expect(record["kind"] == "header" and record["schema"] == SCHEMA, f"a header of schema {SCHEMA}")
     used: Mapping[str, Any] = record["versions"]
     _expect(isinstance(used, dict) and all(isinstance(v, str) for v in used.values()), "versions as text")
-    budget = record["budget"]
+    budget, rule, parts = record["budget"], record["filter"], record["parts"]
+    _expect(isinstance(parts, list), "parts as a list")
     return Header(
         text("dataset", record["dataset"]),
         Unit.from_dict(record["unit"]),
         None if budget is None else Budget.from_dict(budget),
+        tuple(parts),
+        None if rule is None else RenyiFilter.from_dict(rule),
     )
 
 

@@ -133,7 +133,7 @@ def test_a_forged_field_gives_an_error_or_a_consistent_ledger(index: int, key: s
 @pytest.mark.parametrize(
     ("index", "change"),
     [
-        (0, {"schema": "dpft-ledger/2"}),
+        (0, {"schema": "dpft-ledger/3"}),
         (0, {"kind": "open"}),
         (0, {"unit": {"name": "example"}}),
         (0, {"budget": {"epsilon": 1}}),
