@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from dpft.adapter import save_classifier
+from dpft.books import DataSetBooks
 from dpft.config import PrivacySection, Recipe, dump_recipe
 from dpft.data import Collator, load_text_data, public_id, synthetic_examples, tokenise
 from dpft.data.fingerprint import fingerprint
@@ -66,10 +67,13 @@ def plan_from(section: PrivacySection, unit: str) -> Plan:
 def run(recipe: Recipe, folder: Path, *, resume: bool = False, watch: Watch | None = None) -> Outcome:
     """Train privately as ``recipe`` says, into ``folder``.
 
-    Order matters: plan and preflight come before any record is read, the ledger before any noise, and nothing
+    Order matters: plan and preflight come before any record is read, the ledgers before any noise, and nothing
     is put into ``folder/adapter`` before the last check has passed."""
     watch = watch or Watch()
     promised = _promise(recipe, folder, resume)
+    books = DataSetBooks(recipe.ledger, promised, folder, recipe.name) if recipe.ledger else None
+    if books:
+        books.check()
     watch.planned(promised)
     source = resolve(recipe.model.source, recipe.model.revision)
     watch.say(f"loading {source.public_name}")
@@ -95,9 +99,11 @@ def run(recipe: Recipe, folder: Path, *, resume: bool = False, watch: Watch | No
         compute=compute,
         on_step=private_stats(private / "steps.jsonl"),
     ) as engine:
-        _write_facts(folder, recipe, promised, engine, source)
+        _write_facts(folder, recipe, promised, engine, source, books)
         watch.say("preflight: every gradient against one example at a time")
         engine.preflight(_synthetic(recipe, model, collate))
+        if books:
+            books.charge()
         watch.say("reading the records")
         data = load_text_data(recipe.data)
         _same_records(private / "fingerprint.json", fingerprint(data.train), resume)
@@ -109,6 +115,8 @@ def run(recipe: Recipe, folder: Path, *, resume: bool = False, watch: Watch | No
         model.eval()
         heldout = tokenise(tokenizer, data.heldout, recipe.data)
         score = accuracy(model, heldout, collate, recipe.train.token_budget, compute) if heldout else None
+    if books:
+        books.confirm()
     public = recipe.evaluate.public
     _record_score(folder, score, len(heldout), public=public)
     _release(folder, model, method, recipe, source)
@@ -158,7 +166,14 @@ def _promise(recipe: Recipe, folder: Path, resume: bool) -> Plan:
     return kept
 
 
-def _write_facts(folder: Path, recipe: Recipe, promised: Plan, engine: PrivateEngine, source: ModelSource) -> None:
+def _write_facts(
+    folder: Path,
+    recipe: Recipe,
+    promised: Plan,
+    engine: PrivateEngine,
+    source: ModelSource,
+    books: DataSetBooks | None,
+) -> None:
     """plan.json: the plan, and what else the statement needs. Public figures only."""
     params = trainable(engine.model)
     facts = {
@@ -171,6 +186,7 @@ def _write_facts(folder: Path, recipe: Recipe, promised: Plan, engine: PrivateEn
         "noise_source": engine.noise_source,
         "noise_is_private": engine.noise_is_private,
         "heldout_public": recipe.evaluate.public,
+        "data_set_run": books.run if books else None,
     }
     write_json(folder / "plan.json", facts)
 

@@ -22,7 +22,7 @@ LINES = (
     ("dpft.per_sample",),
     ("dpft.models", "dpft.peft"),
     ("dpft.adapter", "dpft.engine"),
-    ("dpft.report", "dpft.evaluate", "dpft.journal", "dpft.schedule"),
+    ("dpft.report", "dpft.books", "dpft.evaluate", "dpft.journal", "dpft.schedule"),
     ("dpft.run",),
     ("dpft.cli",),
 )

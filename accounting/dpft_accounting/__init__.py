@@ -10,8 +10,9 @@ from .bound import Bound
 from .budget import Budget
 from .calibrate import Calibration, calibrate, max_sample_rate, max_steps, noise_multiplier
 from .certify import Certificate, certify
-from .errors import AccountantsDisagree, AccountingError, BudgetExceeded, LedgerError, Unsupported
+from .errors import AccountantsDisagree, AccountingError, BudgetExceeded, LedgerBusy, LedgerError, Unsupported
 from .ledger import Ledger
+from .ledger_report import LedgerReport, RunRow
 from .ledger_run import LedgerRun
 from .mechanisms import (
     BandedMF,
@@ -30,6 +31,8 @@ from .mechanisms import (
 from .profile import Profile, profile
 from .replay import RunRecord
 from .risk import Risk
+from .spending import Room
+from .tuning import NoisyCount, TuningPlan, Winner, plan_tuning, run_tuning
 from .units import Unit, check_delta
 from .verify import Verification, verify
 from .versions import __version__
@@ -47,22 +50,29 @@ __all__ = [
     "EpsDelta",
     "Gaussian",
     "Ledger",
+    "LedgerBusy",
     "LedgerError",
+    "LedgerReport",
     "LedgerRun",
     "Mechanism",
+    "NoisyCount",
     "Parallel",
     "PoissonGaussian",
     "Profile",
     "Risk",
+    "Room",
     "RunRecord",
+    "RunRow",
     "Select",
     "Sequential",
     "ShuffledGaussian",
     "TruncatedPoissonGaussian",
+    "TuningPlan",
     "Unit",
     "Unsupported",
     "UserELS",
     "Verification",
+    "Winner",
     "__version__",
     "calibrate",
     "certify",
@@ -75,6 +85,8 @@ __all__ = [
     "mechanism_from_dict",
     "noise_multiplier",
     "one_run",
+    "plan_tuning",
     "profile",
+    "run_tuning",
     "verify",
 ]

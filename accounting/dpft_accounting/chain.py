@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from .errors import LedgerError
+from .errors import LedgerBusy, LedgerError
 
 Record = Mapping[str, Any]
 
@@ -179,7 +179,7 @@ def _lock(fd: int, path: Path) -> None:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as problem:
-        raise LedgerError(
+        raise LedgerBusy(
             f"Another process holds the ledger {path.name}. Wait for it to end, or stop it; do not copy it."
         ) from problem
     # The name may have been given to another file between opening and locking.

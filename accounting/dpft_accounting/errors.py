@@ -32,3 +32,7 @@ class LedgerError(AccountingError):
     """The ledger is broken, locked, full, or belongs to something else; nothing was charged."""
 
     exit_code = 3
+
+
+class LedgerBusy(LedgerError):  # noqa: N818
+    """Another process is writing to the ledger; waiting helps."""

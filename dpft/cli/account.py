@@ -1,4 +1,4 @@
-"""``dpft account`` and ``dpft ledger``: what has been, or would be, spent."""
+"""``dpft account``: what has been, or would be, spent."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dpft_accounting import Gaussian, Ledger, PoissonGaussian, Unit, certify, verify
+from dpft_accounting import Gaussian, Ledger, PoissonGaussian, Unit, certify
 from rich.console import Console
 from rich.table import Table
 
+from dpft.cli.ledger import delta_of
 from dpft.errors import InputError
 from dpft.report.write import figure
 
@@ -45,55 +46,10 @@ def account_ledger(path: Path, delta: float | None, *, mechanism_too: bool, as_j
     if mechanism_too:
         raise InputError("Expected a ledger or --noise-multiplier, found both. Give one of them.")
     ledger = Ledger.read(path)
-    at = _delta(ledger, delta)
+    at = delta_of(ledger, delta)
     spent = ledger.spent(at)
     if as_json:
         print(json.dumps({"delta": at, "epsilon": spent.to_dict()}, indent=2, allow_nan=False))
     else:
         remarks = "".join(f"; {flag}" for flag in spent.flags)
         print(f"epsilon {figure(spent.upper)} at delta {at:g} ({spent.method}{remarks})")
-
-
-def show_ledger(path: Path, delta: float | None, *, as_json: bool) -> None:
-    """Runs of a ledger with their steps, and what is spent and left."""
-    ledger = Ledger.read(path)
-    at = _delta(ledger, delta)
-    spent = ledger.spent(at)
-    runs: dict[str, dict[str, Any]] = {
-        name: {"mechanism": run.mech.to_dict(), "reserved": run.reserved, "committed": run.committed}
-        for name, run in ledger.runs().items()
-    }
-    budget = ledger.budget
-    if as_json:
-        value = {
-            "dataset": ledger.dataset_id, "unit": ledger.unit.to_dict(), "delta": at, "spent": spent.to_dict(),
-            "budget": budget.to_dict() if budget else None, "runs": runs,
-        }  # fmt: skip
-        print(json.dumps(value, indent=2, allow_nan=False))
-        return
-    console = Console()
-    console.print(f"data set {ledger.dataset_id}, unit {ledger.unit.name}, {ledger.unit.adjacency}", highlight=False)
-    table = Table("run", "mechanism", "reserved", "executed", box=None, padding=(0, 2, 0, 0))
-    for name, run in runs.items():
-        numbers = ", ".join(f"{k}={v}" for k, v in run["mechanism"].items() if k not in ("kind", "v"))
-        table.add_row(name, f"{run['mechanism']['kind']}({numbers})", str(run["reserved"]), str(run["committed"]))
-    console.print(table)
-    left = f" of {figure(budget.epsilon)}" if budget else ""
-    console.print(f"spent: epsilon {figure(spent.upper)}{left} at delta {at:g}", highlight=False)
-
-
-def verify_ledger(path: Path, *, as_json: bool) -> None:
-    """Check a ledger's chain; a break raises and names the line."""
-    summary = verify(path)
-    if as_json:
-        print(json.dumps(summary.to_dict(), indent=2))
-    else:
-        print(f"{path}: {summary}")
-
-
-def _delta(ledger: Ledger, delta: float | None) -> float:
-    if delta is not None:
-        return delta
-    if ledger.budget is None:
-        raise InputError("The ledger has no budget to take delta from. Give --delta.")
-    return ledger.budget.delta

@@ -94,22 +94,49 @@ def account_command(
         account_mechanism(noise_multiplier, sample_rate, steps, delta, unit, as_json=as_json)
 
 
+@ledger_app.command("create")
+def ledger_create(
+    file: Annotated[Path, typer.Argument(help="The new ledger, one for a data set.")],
+    dataset: Annotated[str, typer.Option(help="Public name of the data set; recipes must give the same.")],
+    epsilon: Annotated[float, typer.Option(help="Budget of all runs together.")],
+    delta: Annotated[float, typer.Option(help="Chance that epsilon does not hold.")],
+    unit: Annotated[str, typer.Option(help="What one record is: the unit of privacy.")] = "example",
+    examples: Examples = None,
+    adjacency: Annotated[
+        str | None, typer.Option(help="By default zero_out with --examples, else add_remove; or replace.")
+    ] = None,
+    part: Annotated[list[str] | None, typer.Option(help="A disjoint part of the data set; repeat for each.")] = None,
+    adaptive: Annotated[bool, typer.Option("--adaptive", help="Allow runs chosen by what earlier ones gave.")] = False,
+) -> None:
+    """Open the books of a data set: one budget for all runs on it."""
+    from dpft_accounting import Budget, Unit
+
+    from dpft.cli.ledger import create_ledger
+
+    relation = adjacency or ("zero_out" if examples else "add_remove")
+    who = Unit.from_dict({"name": unit, "adjacency": relation, "n_public": examples})
+    create_ledger(file, dataset, who, Budget(epsilon, delta), part or [], adaptive=adaptive)
+
+
 @ledger_app.command("show")
 def ledger_show(
-    file: Annotated[Path, typer.Argument(help="A ledger.jsonl.")],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="One or more ledgers.")],
     delta: Annotated[float | None, typer.Option(help="Delta to report epsilon at; the budget's by default.")] = None,
+    sample_rate: Rate = None,
+    steps: Annotated[int | None, typer.Option(help="Noisy steps of a planned run.")] = None,
+    part: Annotated[str | None, typer.Option(help="The part that the planned run is on.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Spent and left, by run."""
-    from dpft.cli.account import show_ledger
+    """Spent and left, by data set and run; with --sample-rate and --steps, what remains for such a run."""
+    from dpft.cli.ledger import next_run, show_ledgers
 
-    show_ledger(file, delta, as_json=as_json)
+    show_ledgers(files, delta, next_run(sample_rate, steps, part), as_json=as_json)
 
 
 @ledger_app.command("verify")
 def ledger_verify(file: Annotated[Path, typer.Argument(help="A ledger.jsonl.")], as_json: Json = False) -> None:
     """Check the chain of hashes from the first line to the last."""
-    from dpft.cli.account import verify_ledger
+    from dpft.cli.ledger import verify_ledger
 
     verify_ledger(file, as_json=as_json)
 

@@ -6,6 +6,7 @@ from dpft.config.load import load_recipe, parse_recipe, validate
 from dpft.config.privacy_section import PrivacySection
 from dpft.config.schema import (
     EvaluateSection,
+    LedgerSection,
     LoRASection,
     MethodSection,
     ModelSection,
@@ -17,6 +18,7 @@ from dpft.config.schema import (
 __all__ = [
     "DataSection",
     "EvaluateSection",
+    "LedgerSection",
     "LoRASection",
     "MethodSection",
     "ModelSection",

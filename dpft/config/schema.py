@@ -87,6 +87,14 @@ class EvaluateSection(Section):
     public: bool = Field(default=False, description="whether the held-out records are public, accuracy included")
 
 
+class LedgerSection(Section):
+    """The data set's own books, shared by all runs on it; made by ``dpft ledger create``."""
+
+    file: Word = Field(description="the data set's ledger, relative to the working directory")
+    dataset: Word = Field(description="the data set's name, as the ledger has it")
+    part: OptionalWord = Field(default=None, description="the disjoint part that is trained on; absent = all of it")
+
+
 class Recipe(Section):
     """Everything about a run; see ``recipes/quickstart.toml`` for a commented one."""
 
@@ -108,6 +116,8 @@ class Recipe(Section):
     optimizer: OptimizerSection = Field(default=OptimizerSection(), description="the optimiser")
     train: TrainSection = Field(default=TrainSection(), description="how the work is cut up")
     evaluate: EvaluateSection = Field(default=EvaluateSection(), description="what may be said of held-out records")
+
+    ledger: LedgerSection | None = Field(default=None, description="the data set's own ledger; absent = none")
 
     @model_validator(mode="after")
     def _longest_record_fits(self) -> Self:

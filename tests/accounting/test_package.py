@@ -50,6 +50,7 @@ def test_every_error_is_an_accounting_error_with_an_exit_code() -> None:
         "Unsupported": 2,
         "AccountantsDisagree": 3,
         "BudgetExceeded": 3,
+        "LedgerBusy": 3,
         "LedgerError": 3,
     }
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dpft_accounting import Budget, Gaussian, Ledger, PoissonGaussian, Unit, certify, verify
+from dpft_accounting import Budget, BudgetExceeded, Gaussian, Ledger, PoissonGaussian, Unit, certify, verify
 
 UNIT, MECHANISM = Unit("example", "add_remove"), PoissonGaussian(0.02, 1.1, 50)
 
@@ -61,7 +61,12 @@ def test_account_of_a_ledger_counts_what_was_charged(dpft: Any, ledger: Path) ->
 def test_show_lists_runs_with_their_steps(dpft: Any, ledger: Path) -> None:
     """E5."""
     value = json.loads(dpft("ledger", "show", ledger, "--json").out)
-    assert value["runs"] == {"train": {"mechanism": MECHANISM.to_dict(), "reserved": 30, "committed": 29}}
+    assert value["runs"]["train"].pop("epsilon_alone") == value["spent"]
+    assert value["runs"] == {
+        "train": {
+            "mechanism": MECHANISM.to_dict(), "parts": ["all"], "planned": 50, "reserved": 30, "committed": 29,
+        }
+    }  # fmt: skip
     assert value["dataset"] == "letters"
     assert value["budget"] == {"epsilon": 8.0, "delta": 1e-6}
     assert value["spent"]["upper"] < 8
@@ -139,3 +144,69 @@ def test_a_ledger_and_a_mechanism_together_are_refused(dpft: Any, ledger: Path) 
     answer = dpft("account", ledger, "--noise-multiplier", "1", "--delta", "1e-6")
     assert answer.code == 2
     assert "both" in answer.err
+
+
+def test_the_books_of_a_data_set_are_made_by_a_command(dpft: Any, tmp_path: Path) -> None:
+    """E5: one budget for all runs; a second creation would hide what was spent."""
+    path = tmp_path / "books" / "letters.jsonl"
+    options = ("--dataset", "letters", "--unit", "letter", "--examples", "5000", "--epsilon", "8", "--delta", "1e-5")
+    made = dpft("ledger", "create", path, *options, "--part", "train", "--part", "validation")
+    assert made.code == 0, made.err
+    ledger = Ledger.read(path)
+    assert (ledger.dataset_id, ledger.budget, ledger.parts) == ("letters", Budget(8.0, 1e-5), ("train", "validation"))
+    assert ledger.unit == Unit("letter", "zero_out", 5000)
+    assert not ledger.adaptive
+    before = path.read_bytes()
+    again = dpft("ledger", "create", path, *options)
+    assert (again.code, path.read_bytes()) == (2, before)
+    assert "already a file" in again.err
+    adaptive = tmp_path / "adaptive.jsonl"
+    assert dpft("ledger", "create", adaptive, *options, "--adaptive").code == 0
+    assert Ledger.read(adaptive).adaptive
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        (("--epsilon", "0", "--delta", "1e-5"), "epsilon"),
+        (("--epsilon", "8", "--delta", "0.5", "--examples", "100"), "delta"),
+        (("--epsilon", "8", "--delta", "1e-5", "--adjacency", "replace"), "n_public"),
+        (("--epsilon", "8", "--delta", "1e-5", "--part", "all"), "part"),
+        (("--epsilon", "8", "--delta", "1e-5", "--part", "a", "--part", "a"), "part"),
+    ],
+)
+def test_books_that_make_no_sense_are_not_made(dpft: Any, tmp_path: Path, options: tuple[str, ...], part: str) -> None:
+    """F4."""
+    answer = dpft("ledger", "create", tmp_path / "x.jsonl", "--dataset", "d", *options)
+    assert answer.code == 2
+    assert part in answer.err
+    assert answer.err.count("\n") == 1
+    assert not (tmp_path / "x.jsonl").exists()
+
+
+def test_what_remains_for_a_planned_run_is_shown(dpft: Any, ledger: Path) -> None:
+    """E5: the noise that is shown is admitted, and a little less is not."""
+    options = ("--sample-rate", "0.05", "--steps", "400")
+    found = json.loads(dpft("ledger", "show", ledger, *options, "--json").out)["next_run"]["room"]
+    with Ledger.reopen(ledger) as books:
+        books.check(PoissonGaussian(0.05, found["noise_multiplier"], 400))
+        with pytest.raises(BudgetExceeded):
+            books.check(PoissonGaussian(0.05, 0.98 * found["noise_multiplier"], 400))
+    assert found["epsilon"]["upper"] < 8
+    assert "left for a run of 400 steps at sample rate 0.05: epsilon" in " ".join(
+        dpft("ledger", "show", ledger, *options).out.split()
+    )
+    half = dpft("ledger", "show", ledger, "--steps", "400")
+    assert half.code == 2
+    assert "--sample-rate" in half.err
+
+
+def test_several_ledgers_are_shown_one_after_the_other(dpft: Any, ledger: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.jsonl"
+    with Ledger.open(other, "films", UNIT, Budget(2.0, 1e-6)):
+        pass
+    values = json.loads(dpft("ledger", "show", ledger, other, "--json").out)
+    assert [value["dataset"] for value in values] == ["letters", "films"]
+    text = dpft("ledger", "show", ledger, other).out
+    assert "no runs yet" in text
+    assert text.index("letters") < text.index("films")
