@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from . import pld, prv, rdp
+from . import pld, pld_peer, prv, rdp
 from .accountants import FLOAT_NOISE, PRV_DELTA, epsilon_of, has_selection, pld_epsilon, prv_epsilon
 from .bound import Bound, round_up
 from .compose import Composition, compose
@@ -17,6 +17,7 @@ from .units import Unit, check_delta
 
 _DIGITS = 9  # of the published ε, rounded up
 _RTOL = 1e-3
+_AGREEMENT = 0.02  # of two implementations of one theory, one of them on a coarser grid
 # PLD and RDP agree to the last digits where both are exact; rounding must not count as disagreement.
 _ROUNDING = 1 + 1e-6
 
@@ -53,7 +54,7 @@ def certify(mechanism: Mechanism, unit: Unit, delta: float) -> Certificate:
     exceeds only PRV's upper bound its grid is refined first; else PRV's upper bound, or RDP if that is lower,
     with a flag. For δ < 1e-9, where float64 noise matters, PRV's upper bound or RDP; for δ < 1e-12, RDP.
     Whatever PRV does not know (Poisson under replace, truncation, user level, selection, stated guarantees): PLD,
-    below RDP where there is a Rényi bound, and the flags say what was not checked.
+    beside dp-accounting's own PLD, below RDP where there is a Rényi bound; the flags say what was not checked.
     Errors: AccountantsDisagree if no accountant can be believed; Unsupported where none is sound.
     """
     delta = check_delta(delta, unit)
@@ -87,20 +88,35 @@ def _full_batch(composition: Composition, delta: float) -> tuple[Bound, tuple[Bo
 
 
 def _other(composition: Composition, delta: float) -> tuple[Bound, tuple[Bound, ...]]:
-    """What PRV does not know: PLD, below RDP where there is one."""
+    """What PRV does not know: PLD beside another implementation of it, and below RDP where there is one."""
     only = epsilon_of([composition], delta, rtol=_RTOL)
     pld_row = _row("pld", lambda: pld_epsilon(composition, delta, _RTOL))
+    grid = pld_row.grid or _RTOL
+    peer = _row("dp-accounting", lambda: pld_peer.epsilon(composition, delta, grid))
     rdp_row = _row("rdp", lambda: rdp.epsilon(composition, delta))
-    rows: tuple[Bound, ...] = (pld_row, _row("prv", lambda: prv_epsilon(composition, delta)), rdp_row)
-    if math.isinf(rdp_row.upper):
-        flags: tuple[str, ...] = ("pld only, not cross-checked",)
-    elif only.upper > rdp_row.upper * _ROUNDING and not has_selection(composition):
-        only, flags = rdp_row, (f"accountants disagree, rdp reported: {_listed((pld_row, rdp_row))}",)
-    else:
-        flags = ("not cross-checked from below",)
+    rows: tuple[Bound, ...] = (pld_row, peer, rdp_row)
+    flags = _second_opinion(pld_row, peer, rdp_row)
     if only.method == "stated":
         rows, flags = (only, *rows), ("a guarantee stated elsewhere, taken on trust",)
+    elif only.upper > rdp_row.upper * _ROUNDING and not has_selection(composition):
+        only, flags = rdp_row, (f"accountants disagree, rdp reported: {_listed((pld_row, rdp_row))}",)
+    elif only.method == "pld" and math.isfinite(peer.upper) and _apart(pld_row, peer):
+        only = max(only, peer, key=lambda row: row.upper)
     return _published(0.0, only, rows, *flags), rows
+
+
+def _second_opinion(pld_row: Bound, peer: Bound, rdp_row: Bound) -> tuple[str, ...]:
+    if math.isinf(peer.upper):
+        return ("pld only, not cross-checked" if math.isinf(rdp_row.upper) else "checked against rdp only",)
+    if _apart(pld_row, peer):
+        return (f"accountants disagree, the larger reported: {_listed((pld_row, peer))}",)
+    return ("two upper bounds agree, no lower bound",)
+
+
+def _apart(one: Bound, other: Bound) -> bool:
+    """Whether two pessimistic implementations differ by more than a coarser grid explains."""
+    low, high = sorted((one.upper, other.upper))
+    return high > low * (1 + _AGREEMENT) + _AGREEMENT
 
 
 def _poisson(composition: Composition, delta: float) -> tuple[Bound, tuple[Bound, ...]]:

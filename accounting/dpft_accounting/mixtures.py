@@ -108,10 +108,19 @@ def binomial(q: float, sigma: float, trials: int, dx: float) -> Pair:
         return np.maximum.accumulate(x)
 
     ends = (float(at_nodes[0]), float(at_nodes[-1]))
-    outside = max(0.0, 1 - float(weights.sum()))
+    outside = float(binom.sf(means[-1], trials, q))
     removed = _connected(mixture, [(1.0, 0.0)], sigma, dx, ends, x_at)
     added = _connected([(1.0, 0.0)], mixture, sigma, dx, (-ends[1], -ends[0]), lambda loss: x_at(-loss[::-1])[::-1])
     return Pair(Loss(dx, removed.low, removed.mass, removed.infinity + outside), added)
+
+
+def most_counted(q: float, trials: int) -> int:
+    """The largest number of successes that is looked at; more have mass below 1e-21 and count as infinite loss."""
+    import numpy as np
+    from scipy.stats import binom
+
+    above = binom.sf(np.arange(trials + 1), trials, q)  # isf cannot see tails this small
+    return int(np.argmax(above < 1e-21))
 
 
 def _log_ratio(q: float, sigma: float, x: float) -> float:

@@ -85,8 +85,10 @@ def reach(part: Part) -> float:
         return 0.0  # as far as its base, whose own parts are looked at on their own
     if isinstance(step, EpsDelta):
         return step.epsilon
-    times = {UserELS: getattr(step, "max_per_user", 1), TruncatedPoissonGaussian: 2}.get(type(step), 1)
-    return gaussian_reach((2 if part.relation == "replace" else 1) * times / step.sigma)
+    if isinstance(step, UserELS):
+        return gaussian_reach(mixtures.most_counted(step.q, step.max_per_user) / step.sigma)
+    doubled = part.relation == "replace" or isinstance(step, TruncatedPoissonGaussian)
+    return gaussian_reach((2 if doubled else 1) / step.sigma)
 
 
 def gaussian_reach(mu: float) -> float:

@@ -11,10 +11,14 @@ from dpft_accounting import (
     AccountantsDisagree,
     AccountingError,
     Bound,
+    EpsDelta,
     Gaussian,
     PoissonGaussian,
+    Select,
+    TruncatedPoissonGaussian,
     Unit,
     Unsupported,
+    UserELS,
     accountants,
     certify,
     epsilon,
@@ -109,15 +113,48 @@ def test_no_steps_are_certified_free(mechanism: Mechanism) -> None:
     assert certify(mechanism, EXAMPLE, 1e-6).bound.upper == 0
 
 
-def test_replace_is_certified_by_pld_alone_and_says_so() -> None:
-    """E6."""
-    unit = Unit("example", "replace", 10**4)
-    found = certify(PoissonGaussian(0.01, 0.8, 100), unit, 1e-6)
-    assert found.bound.method == "pld"
-    assert "not cross-checked" in found.bound.flags[0]
-    assert [row.upper for row in found.rows[1:]] == [math.inf, math.inf]
+def test_what_prv_does_not_know_is_checked_by_another_implementation() -> None:
+    """E6: replace-one, truncation, user level: two pessimistic bounds side by side, and no lower bound claimed."""
+    replaced, zero_out = Unit("example", "replace", 10**4), Unit("example", "zero_out", 10**4)
+    for mechanism, unit in (
+        (PoissonGaussian(0.01, 0.8, 100), replaced),
+        (TruncatedPoissonGaussian(10**4, 0.01, 130, 0.8, 100), zero_out),
+        (UserELS(0.01, 2.0, 100, 4), EXAMPLE),
+    ):
+        found = certify(mechanism, unit, 1e-6)
+        assert [row.method for row in found.rows] == ["pld", "dp-accounting", "rdp"]
+        assert found.bound.flags == ("two upper bounds agree, no lower bound",)
+        assert found.bound.lower == 0
+        assert found.rows[0].upper == pytest.approx(found.rows[1].upper, rel=1e-3)
+        assert math.isinf(found.rows[2].upper)
     with pytest.raises(Unsupported):
-        certify(PoissonGaussian(0.01, 0.8, 100), unit, 1e-10)
+        certify(PoissonGaussian(0.01, 0.8, 100), replaced, 1e-10)
+
+
+def test_two_implementations_that_disagree_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    """E4: the larger is published, with the reason."""
+    honest = pld.epsilon
+
+    def forgetful(composition: accountants.Composition, delta: float, rtol: float = 1e-3) -> Bound:
+        parts = tuple(replace(part, steps=part.steps // 2) for part in composition.parts)
+        return honest(replace(composition, parts=parts), delta, rtol)
+
+    mechanism = UserELS(0.01, 2.0, 100, 4)
+    truth = epsilon(mechanism, EXAMPLE, 1e-6).upper
+    monkeypatch.setattr(pld, "epsilon", forgetful)
+    found = certify(mechanism, EXAMPLE, 1e-6).bound
+    assert found.method == "dp-accounting"
+    assert "disagree" in found.flags[0]
+    assert found.upper >= truth * (1 - 1e-3)
+
+
+def test_a_selection_is_checked_against_its_renyi_bound_and_a_stated_guarantee_is_trusted() -> None:
+    selected = certify(Select(PoissonGaussian(0.01, 0.8, 100), 5.0), EXAMPLE, 1e-6)
+    assert selected.bound.flags == ("checked against rdp only",)
+    assert selected.bound.upper == pytest.approx(min(row.upper for row in selected.rows), rel=1e-8)
+    stated = certify(EpsDelta(1.5, 1e-7), EXAMPLE, 1e-6)
+    assert (stated.bound.upper, stated.bound.method) == (1.5, "stated")
+    assert "on trust" in stated.bound.flags[0]
 
 
 def test_a_pld_that_is_only_too_coarse_is_refined(monkeypatch: pytest.MonkeyPatch) -> None:
