@@ -60,38 +60,54 @@ def plan_command(
     epochs: Annotated[float | None, typer.Option(help="Expected passes over the records.")] = None,
     steps: Annotated[int | None, typer.Option(help="Noisy steps.")] = None,
     clip: Annotated[float | None, typer.Option(help="Largest norm of one example's gradient; 1 by default.")] = None,
+    advantage: Annotated[
+        float | None, typer.Option(help="Instead of epsilon: largest TPR - FPR of membership attacks.")
+    ] = None,
+    tpr: Annotated[float | None, typer.Option(help="Instead of epsilon: largest true-positive rate at --fpr.")] = None,
+    fpr: Annotated[float | None, typer.Option(help="False-positive rate that --tpr speaks of.")] = None,
+    mean_trials: Annotated[
+        float | None, typer.Option(help="Plan each trial of a search for the best of so many on average.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Choose the noise for a budget and certify it. Touches no private data."""
-    from dpft.cli.plan import plan_for_options, plan_for_recipe, show_plan
+    from dpft.cli.plan import plan_for_options, plan_for_recipe, risk_from, show_plan
 
     options = {
         "epsilon": epsilon, "noise_multiplier": noise_multiplier, "delta": delta, "examples": examples,
         "sample_rate": sample_rate, "expected_batch": batch, "epochs": epochs, "steps": steps, "clip": clip,
     }  # fmt: skip
-    made = plan_for_recipe(recipe, overrides or [], options) if recipe else plan_for_options(overrides or [], options)
-    show_plan(made, as_json=as_json)
+    risk = {"advantage": advantage, "tpr": tpr, "fpr": fpr}
+    if recipe:
+        beside = {**options, **risk, "mean_trials": mean_trials}
+        show_plan(plan_for_recipe(recipe, overrides or [], beside), as_json=as_json)
+    else:
+        made, search = plan_for_options(overrides or [], options, risk_from(**risk), mean_trials)
+        show_plan(made, search, as_json=as_json)
 
 
 @app.command("account")
 def account_command(
     ledger: Annotated[Path | None, typer.Argument(help="A ledger; or give a mechanism by the options.")] = None,
     noise_multiplier: Noise = None,
-    sample_rate: Annotated[float, typer.Option(help="Chance of each record to join a batch; 1 = full batch.")] = 1.0,
-    steps: Annotated[int, typer.Option(help="Noisy steps.")] = 1,
+    sampler: Annotated[str | None, typer.Option(help="How batches are drawn: poisson, shuffled or full.")] = None,
+    sample_rate: Annotated[
+        float | None, typer.Option(help="Chance of each record to join a batch; 1, the default, is the full batch.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Noisy steps; 1 by default.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the records, for shuffled batches.")] = None,
     delta: Annotated[float | None, typer.Option(help="Delta to report epsilon at.")] = None,
-    adjacency: Annotated[str, typer.Option(help="add_remove, zero_out or replace.")] = "add_remove",
+    adjacency: Annotated[str | None, typer.Option(help="add_remove, zero_out or replace.")] = None,
     examples: Examples = None,
+    paper: Annotated[str | None, typer.Option(help="Account for a paper's published claims again: yu2022.")] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="DIR", help="Write four figures into this folder.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Epsilon of a mechanism by every accountant, or of a ledger, with lower and upper bound."""
-    from dpft.cli.account import account_ledger, account_mechanism
+    """Epsilon of a mechanism by every accountant, or of a ledger, with lower and upper bound, and attack risk."""
+    from dpft.cli.account import Asked, account
 
-    if ledger is not None:
-        account_ledger(ledger, delta, mechanism_too=noise_multiplier is not None, as_json=as_json)
-    else:
-        unit = {"name": "example", "adjacency": adjacency, "n_public": examples}
-        account_mechanism(noise_multiplier, sample_rate, steps, delta, unit, as_json=as_json)
+    asked = Asked(noise_multiplier, sampler, sample_rate, steps, epochs, delta, adjacency, examples, plot)
+    account(ledger, paper, asked, as_json=as_json)
 
 
 @ledger_app.command("create")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from dpft_accounting import Budget, Risk, TuningPlan, plan_tuning
 from rich.console import Console
 from rich.table import Table
 
@@ -26,22 +28,49 @@ def plan_for_recipe(path: Path, overrides: list[str], options: dict[str, Any]) -
     return plan(**recipe.privacy.model_dump(), unit=recipe.data.unit)
 
 
-def plan_for_options(overrides: list[str], options: dict[str, Any]) -> Plan:
-    """The plan of the command line's own options."""
+def plan_for_options(
+    overrides: list[str], options: dict[str, Any], risk: Risk | None = None, mean_trials: float | None = None
+) -> tuple[Plan, TuningPlan | None]:
+    """The plan of the command line's own options; with ``mean_trials``, of each trial of a search within epsilon."""
     if overrides:
         raise InputError(f"Expected a recipe for --set {shown(overrides[0])} to change. Give one, or options alone.")
     for name, flag in (("delta", "--delta"), ("expected_batch", "--batch")):
         if options[name] is None:
             raise InputError(f"Expected {flag}, found none. Give it, or a recipe.")
-    return plan(**{**options, "clip": 1.0 if options["clip"] is None else options["clip"]})
+    options = {**options, "clip": 1.0 if options["clip"] is None else options["clip"]}
+    if mean_trials is None:
+        return plan(**options, risk=risk), None
+    if risk is not None or options["epsilon"] is None:
+        raise InputError("Expected --epsilon with --mean-trials: the budget of the whole search. Give it.")
+    once = plan(**options)  # says what is wrong with the options, and how many steps at which rate
+    search = plan_tuning(
+        lambda sigma: replace(once, noise_multiplier=sigma).mechanism,
+        Budget(options["epsilon"], once.delta), mean_trials, unit=once.unit,
+    )  # fmt: skip
+    return plan(**{**options, "epsilon": None, "noise_multiplier": search.sigma}), search
 
 
-def show_plan(made: Plan, *, as_json: bool) -> None:
+def risk_from(advantage: float | None, tpr: float | None, fpr: float | None) -> Risk | None:
+    """The attack risk that the options allow, if any."""
+    return None if advantage is tpr is fpr is None else Risk(advantage=advantage, tpr=tpr, fpr=fpr)
+
+
+def show_plan(made: Plan, search: TuningPlan | None = None, *, as_json: bool) -> None:
     """Print the plan as a table, or as JSON."""
     if as_json:
-        print(json.dumps(made.to_dict(), indent=2, allow_nan=False))
-    else:
-        Console().print(plan_table(made))
+        value = made.to_dict()
+        if search is not None:
+            value["search"] = {"mechanism": search.select.to_dict(), "epsilon": search.bound.to_dict()}
+        print(json.dumps(value, indent=2, allow_nan=False))
+        return
+    console = Console()
+    console.print(plan_table(made))
+    if search is not None:
+        console.print(
+            f"That is one trial. The best of K such trials, K geometric with mean {search.select.mean:g}: epsilon "
+            f"{figure(search.bound.upper)} in all at delta {made.delta:g}, if nothing of a losing trial leaves.",
+            highlight=False, soft_wrap=True,
+        )  # fmt: skip
 
 
 def plan_table(made: Plan) -> Table:

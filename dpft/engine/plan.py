@@ -12,7 +12,9 @@ from dpft_accounting import (
     Budget,
     Gaussian,
     PoissonGaussian,
+    Risk,
     Unit,
+    calibrate,
     certify,
     check_delta,
 )
@@ -49,9 +51,7 @@ class Plan:
     @property
     def mechanism(self) -> PoissonGaussian | Gaussian:
         """The event that the ledger charges; the sampler and the noise are made from the same numbers."""
-        if self.sample_rate == 1:
-            return Gaussian(sigma=self.noise_multiplier, steps=self.steps)
-        return PoissonGaussian(q=self.sample_rate, sigma=self.noise_multiplier, steps=self.steps)
+        return _mechanism(self.sample_rate, self.noise_multiplier, self.steps)
 
     @property
     def budget(self) -> Budget:
@@ -86,20 +86,22 @@ def plan(
     clip: float = 1.0,
     epsilon: float | None = None,
     noise_multiplier: float | None = None,
+    risk: Risk | None = None,
     examples: int | None = None,
     sample_rate: float | None = None,
     epochs: float | None = None,
     steps: int | None = None,
     unit: str = "example",
 ) -> Plan:
-    """Choose the noise for a budget, or the budget for a noise, and certify it with every accountant.
+    """Choose the noise for a budget or an attack risk, or the budget for a noise, and certify it by every accountant.
 
-    Give ``epsilon`` or ``noise_multiplier``; ``examples`` (the number of records is public; adjacency
-    zero-out) or ``sample_rate`` (it is secret; adjacency add/remove); ``epochs`` or ``steps``.
+    Give ``epsilon``, ``risk`` (the most that membership attacks may reach) or ``noise_multiplier``; ``examples``
+    (the number of records is public; adjacency zero-out) or ``sample_rate`` (it is secret; adjacency add/remove);
+    ``epochs`` or ``steps``.
     ``delta`` at or above one over the number of units is refused. Touches no data.
 
     Errors: :class:`InputError` names the argument, what was expected, and the remedy."""
-    _one_of("epsilon", epsilon, "noise_multiplier", noise_multiplier)
+    _one_target(epsilon, noise_multiplier, risk)
     _one_of("examples", examples, "sample_rate", sample_rate)
     _one_of("epochs", epochs, "steps", steps)
     for name, value in (("delta", delta), ("expected_batch", expected_batch), ("clip", clip),
@@ -110,10 +112,12 @@ def plan(
     T = steps if steps is not None else math.ceil(epochs / q - 1e-9) if epochs is not None else 0
     if not isinstance(T, int) or T < 1:
         raise InputError(f"Expected steps={T} to be a whole number of at least 1.")
-    if noise_multiplier is None:
-        assert epsilon is not None  # one of the two was given
+    if risk is not None:
+        noise_multiplier = calibrate(lambda sigma: _mechanism(q, sigma, T), who, risk).value
+    elif noise_multiplier is None:
+        assert epsilon is not None  # one of the three was given
         noise_multiplier = calibrate_noise(epsilon, delta, q, T, who).value
-    mechanism = Gaussian(noise_multiplier, T) if q == 1 else PoissonGaussian(q, noise_multiplier, T)
+    mechanism = _mechanism(q, noise_multiplier, T)
     found = certify(mechanism, who, delta)
     if epsilon is not None and found.bound.upper > epsilon * (1 + 1e-6):
         raise InputError(
@@ -144,6 +148,17 @@ def _check_delta(delta: float, q: float, expected_batch: float, unit: Unit) -> N
             f"Expected delta={delta:g} below one over the number of units, about {q / expected_batch:.3g}: "
             "a larger delta permits publishing somebody's record outright. Set a smaller delta."
         )
+
+
+def _mechanism(q: float, sigma: float, steps: int) -> PoissonGaussian | Gaussian:
+    return Gaussian(sigma, steps) if q == 1 else PoissonGaussian(q, sigma, steps)
+
+
+def _one_target(epsilon: float | None, noise_multiplier: float | None, risk: Risk | None) -> None:
+    if risk is None:
+        _one_of("epsilon", epsilon, "noise_multiplier", noise_multiplier)
+    elif epsilon is not None or noise_multiplier is not None:
+        raise InputError("Expected exactly one of epsilon, noise_multiplier and risk, found several.")
 
 
 def _one_of(name: str, value: object, other: str, alternative: object) -> None:

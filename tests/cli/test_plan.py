@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dpft_accounting import Unit
 
 OPTIONS = ("--delta", "1e-6", "--examples", "10000", "--batch", "100", "--epochs", "1", "--epsilon", "3")
 
@@ -115,3 +116,53 @@ def test_a_plan_survives_its_file() -> None:
         del broken[damage]
         with pytest.raises(InputError):
             dpft.Plan.from_dict(broken)
+
+
+SHAPE = ("--delta", "1e-6", "--examples", "10000", "--batch", "100", "--epochs", "1")
+
+
+@pytest.mark.parametrize(
+    ("options", "value", "limit"),
+    [(("--advantage", "0.2"), "advantage", 0.2), (("--tpr", "0.05", "--fpr", "0.01"), "tpr", 0.05)],
+)
+def test_a_risk_can_be_asked_for_instead_of_epsilon(
+    dpft: Any, options: tuple[str, ...], value: str, limit: float
+) -> None:
+    """The noise that is planned keeps the risk, and not by much."""
+    from dpft_accounting import mechanism_from_dict, profile
+
+    answer = dpft("plan", *SHAPE, *options, "--json")
+    assert answer.code == 0, answer.err
+    made = json.loads(answer.out)
+    found = profile(mechanism_from_dict(made["mechanism"]), Unit.from_dict(made["unit"]))
+    reached = found.advantage() if value == "advantage" else found.tpr(0.01)
+    assert 0.97 * limit < reached <= limit
+
+
+def test_a_search_can_be_planned(dpft: Any) -> None:
+    """E5: each trial has more noise than a single run, and the whole search keeps epsilon."""
+    single = json.loads(dpft("plan", *SHAPE, "--epsilon", "3", "--json").out)
+    made = json.loads(dpft("plan", *SHAPE, "--epsilon", "3", "--mean-trials", "8", "--json").out)
+    assert made["noise_multiplier"] > single["noise_multiplier"]
+    assert made["epsilon"]["upper"] < made["search"]["epsilon"]["upper"] <= 3
+    assert made["search"]["mechanism"]["base"] == made["mechanism"]
+    text = " ".join(dpft("plan", *SHAPE, "--epsilon", "3", "--mean-trials", "8").out.split())
+    assert "The best of K such trials, K geometric with mean 8" in text
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        (("--advantage", "2"), "advantage"),
+        (("--tpr", "0.1"), "fpr"),
+        (("--advantage", "0.1", "--epsilon", "3"), "exactly one"),
+        (("--advantage", "0.1", "--mean-trials", "3"), "--epsilon"),
+        (("--epsilon", "3", "--mean-trials", "0"), "mean"),
+    ],
+)
+def test_a_risk_or_search_that_makes_no_sense_is_refused(dpft: Any, options: tuple[str, ...], part: str) -> None:
+    """F4."""
+    answer = dpft("plan", *SHAPE, *options)
+    assert answer.code == 2
+    assert part in answer.err
+    assert answer.err.count("\n") == 1
