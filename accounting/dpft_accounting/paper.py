@@ -110,10 +110,11 @@ class PaperAccount:
     @cached_property
     def refused(self) -> str | None:
         """Why this δ says nothing about the row's number of records, or None if it does."""
+        delta, n = self.row.delta, self.row.train_size
         try:
-            check_delta(self.row.delta, _public(self.row))
-        except AccountingError as reason:
-            return str(reason)
+            check_delta(delta, _public(self.row))
+        except AccountingError:
+            return f"Delta {delta:.3g} is not below 1/{n} = {1 / n:.3g}: it allows a record to be published whole."
         return None
 
     @property

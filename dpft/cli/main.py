@@ -99,14 +99,17 @@ def account_command(
     delta: Annotated[float | None, typer.Option(help="Delta to report epsilon at.")] = None,
     adjacency: Annotated[str | None, typer.Option(help="add_remove, zero_out or replace.")] = None,
     examples: Examples = None,
+    mechanism: Annotated[
+        Path | None, typer.Option(help="A JSON file with any mechanism, as ledgers and plan.json hold them.")
+    ] = None,
     paper: Annotated[str | None, typer.Option(help="Account for a paper's published claims again: yu2022.")] = None,
-    plot: Annotated[Path | None, typer.Option(metavar="DIR", help="Write four figures into this folder.")] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="DIR", help="Write the figures into this folder.")] = None,
     as_json: Json = False,
 ) -> None:
     """Epsilon of a mechanism by every accountant, or of a ledger, with lower and upper bound, and attack risk."""
     from dpft.cli.account import Asked, account
 
-    asked = Asked(noise_multiplier, sampler, sample_rate, steps, epochs, delta, adjacency, examples, plot)
+    asked = Asked(noise_multiplier, sampler, sample_rate, steps, epochs, delta, adjacency, examples, plot, mechanism)
     account(ledger, paper, asked, as_json=as_json)
 
 

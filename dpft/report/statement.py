@@ -6,11 +6,13 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dpft_accounting import Bound, Ledger
+from dpft_accounting import Bound, Ledger, Mechanism, Unit, Unsupported, profile
 
 from dpft import __version__
 from dpft.engine.plan import Plan
 from dpft.errors import InputError, PrivacyError
+
+RISK_RATES = (0.01, 0.001)  # false-positive rates at which an attack's success is stated
 
 _ADJACENCY = {
     "zero_out": "one {unit} replaced by an empty one that contributes nothing; the number of records is public",
@@ -30,13 +32,18 @@ def adjacency_in_words(plan: Plan) -> str:
     return _ADJACENCY[plan.unit.adjacency].format(unit=plan.unit.name)
 
 
-def not_covered(plan: Plan, *, heldout_public: bool) -> list[str]:
-    """What the guarantee does not speak of, in words."""
+def not_covered(plan: Plan, *, heldout_public: bool, data_set_run: str | None = None) -> list[str]:
+    """What the guarantee does not speak of, in words. ``data_set_run``: this run's name in the data set's ledger."""
+    elsewhere = (
+        f"counted in the data set's own ledger, where this run is {data_set_run}"
+        if data_set_run
+        else "not in this ledger"
+    )
     items = [
         f"records that belong together: each {plan.unit.name} is protected by itself; somebody with k of them has "
         "k times the epsilon, and a delta of about k exp((k-1) epsilon) delta",
-        "choosing settings: other runs on the same records (tuning, other seeds) add to what is spent and are not in "
-        "this ledger",
+        "choosing settings: other runs on the same records (tuning, other seeds) add to what is spent and are "
+        f"{elsewhere}",
         "how long a step takes, and the memory of the machine while it trains",
         "the pretrained weights, which are taken as public",
         "everything under private/ (losses, norms, checkpoints), which must not leave",
@@ -73,6 +80,10 @@ def statement(plan: Plan, facts: Mapping[str, Any], ledger: Ledger) -> dict[str,
         "epsilon": {"lower": spent.lower, "upper": spent.upper if private else "inf"},
         "epsilon_planned": plan.epsilon.upper,
         "delta": plan.delta,
+        "attack_risk": {
+            **(attack_risk(plan.mechanism.with_steps(charged), plan.unit) if private else _NO_BOUND),
+            "covers": f"any membership attack on one {plan.unit.name}",
+        },
         "noise_multiplier": plan.noise_multiplier,
         "clip": plan.clip,
         "sampler": plan.sampler,
@@ -87,7 +98,10 @@ def statement(plan: Plan, facts: Mapping[str, Any], ledger: Ledger) -> dict[str,
         "dataset": facts["dataset"],
         "model": facts["model"],
         "released": "the trained parameters after every step, and everything computed from them",
-        "not_covered": not_covered(plan, heldout_public=bool(facts["heldout_public"])),
+        "not_covered": not_covered(
+            plan, heldout_public=bool(facts["heldout_public"]), data_set_run=facts.get("data_set_run")
+        ),
+        "data_set_run": facts.get("data_set_run"),
         "dpft_version": __version__,
     }
 
@@ -95,3 +109,21 @@ def statement(plan: Plan, facts: Mapping[str, Any], ledger: Ledger) -> dict[str,
 def spent_bound(plan: Plan, charged: int, ledger: Ledger) -> Bound:
     """Epsilon of the steps charged: the plan's certified bound when all of them are, else the ledger's own."""
     return plan.epsilon if charged == plan.steps else ledger.spent(plan.delta)
+
+
+def attack_risk(mechanism: Mechanism, unit: Unit, rates: Sequence[float] = RISK_RATES) -> dict[str, Any]:
+    """The most that any membership attack can reach: TPR - FPR, and the TPR at each false-positive rate of ``rates``.
+
+    Upper bounds from the whole privacy profile, whatever delta is; 1 where the loss is too large for any."""
+    found = profile(mechanism, unit)
+    try:
+        return _risk(found.advantage(), {rate: found.tpr(rate) for rate in rates})
+    except Unsupported:
+        return _risk(1.0, dict.fromkeys(rates, 1.0))
+
+
+def _risk(advantage: float, tpr: Mapping[float, float]) -> dict[str, Any]:
+    return {"advantage": advantage, "tpr_at_fpr": {f"{rate:g}": value for rate, value in tpr.items()}}
+
+
+_NO_BOUND = _risk(1.0, dict.fromkeys(RISK_RATES, 1.0))

@@ -18,6 +18,16 @@ Training on *{{ s.dataset }}* satisfies **({{ eps }}, {{ s.delta }})-differentia
 | epsilon, lower bound | {{ planned.lower }} | {{ eps_lower }} |
 | steps | {{ s.steps_planned }} | {{ s.steps_charged }} |
 
+## Attack risk
+
+| covers {{ s.attack_risk.covers }} | at most |
+|---|---|
+{% for name, value in risk %}
+| {{ name }} | {{ value }} |
+{% endfor %}
+
+{{ risk_in_words }}
+
 ## Mechanism
 
 | | |
@@ -87,6 +97,11 @@ each {{ s.unit }}: {{ s.adjacency_in_words }}.</p>
 <tr><td>steps</td><td>{{ s.steps_planned }}</td><td>{{ s.steps_charged }}</td></tr></table>
 <h2>Privacy spent over the steps</h2>
 {{ plot | safe }}
+<h2>Attack risk</h2>
+<table><tr><th>covers {{ s.attack_risk.covers }}</th><th>at most</th></tr>
+{% for name, value in risk %}<tr><td>{{ name }}</td><td>{{ value }}</td></tr>{% endfor %}</table>
+<p>{{ risk_in_words }}</p>
+{{ attack_plot | safe }}
 <h2>Mechanism</h2>
 <table>{% for name, value in mechanism %}<tr><td>{{ name }}</td><td>{{ value }}</td></tr>{% endfor %}</table>
 <h2>Accountants</h2>

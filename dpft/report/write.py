@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from dpft_accounting import Ledger
+from dpft_accounting.plots import percent
 
 from dpft.engine.plan import Plan
 from dpft.errors import InputError
 from dpft.files import read_json, write_atomic, write_json
-from dpft.report.plots import epsilon_over_steps
+from dpft.report.plots import attack_trade_off, epsilon_over_steps
 from dpft.report.statement import statement
 from dpft.report.templates import HTML, MARKDOWN
 
@@ -31,6 +32,10 @@ def write_report(folder: Path) -> dict[str, Any]:
     write_json(folder / "privacy.json", made)
     write_atomic(folder / "report.md", _render(MARKDOWN, context).encode())
     context["plot"] = epsilon_over_steps(plan, made["steps_charged"])
+    # Without secret noise there is no curve to show: every attack may succeed.
+    context["attack_plot"] = (
+        attack_trade_off(plan, made["steps_charged"], made["epsilon"]["upper"]) if made["private"] else ""
+    )
     write_atomic(folder / "report.html", _render(HTML, context).encode())
     return made
 
@@ -53,6 +58,8 @@ def _context(name: str, plan: Plan, made: dict[str, Any], metrics: list[tuple[st
         "eps_lower": figure(made["epsilon"]["lower"]),
         "planned": {"upper": figure(plan.epsilon.upper), "lower": figure(plan.epsilon.lower)},
         "mechanism": _mechanism(plan, made),
+        "risk": _risk(made),
+        "risk_in_words": _risk_in_words(made),
         "accountants": [
             {
                 "method": row["method"].upper(),
@@ -78,6 +85,27 @@ def _mechanism(plan: Plan, made: dict[str, Any]) -> list[tuple[str, str]]:
         ("model", made["model"]),
         ("noise source", made["noise_source"]),
     ]
+
+
+def _risk(made: dict[str, Any]) -> list[tuple[str, str]]:
+    risk = made["attack_risk"]
+    return [
+        ("advantage (true-positive rate minus false-positive rate)", percent(risk["advantage"])),
+        *(
+            (f"true-positive rate at a false-positive rate of {percent(float(rate))}", percent(value))
+            for rate, value in risk["tpr_at_fpr"].items()
+        ),
+    ]
+
+
+def _risk_in_words(made: dict[str, Any]) -> str:
+    if not made["private"]:
+        return "The noise can be drawn again by others, so no attack is ruled out."
+    found = percent(made["attack_risk"]["tpr_at_fpr"]["0.01"])
+    return (
+        f"Whoever knows everything except whether one {made['unit']} was used, and may accuse 1 % of those that were "
+        f"not, finds at most {found} of those that were; guessing finds 1 %."
+    )
 
 
 def figure(value: float | str) -> str:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from dpft_accounting import Ledger, certify
+from dpft_accounting import Ledger, certify, mechanism_from_dict, profile
 
 import dpft
 from dpft.engine.keystream import InsecureSeededWords
@@ -129,3 +131,68 @@ def test_a_plan_that_promises_more_than_the_ledger_is_refused(tmp_path: Path, pl
     with pytest.raises(PrivacyError):
         write_report(folder)
     assert not (folder / "privacy.json").exists()
+
+
+@pytest.mark.parametrize("charged", [0, 30, 60])
+def test_attack_risk_recomputes_from_the_ledger_alone(plan: Plan, tmp_path: Path, charged: int) -> None:
+    """F5: to the last digit, with the accountants' library and no code of the report."""
+    made = write_report(folder_of(tmp_path, plan, charged))
+    ledger = Ledger.read(tmp_path / "ledger.jsonl")
+    mechanism = mechanism_from_dict(ledger.runs()["train"].mech.to_dict()).with_steps(charged)
+    again = profile(mechanism, ledger.unit)
+    assert json.loads((tmp_path / "privacy.json").read_text())["attack_risk"] == {
+        "advantage": again.advantage(),
+        "tpr_at_fpr": {"0.01": again.tpr(0.01), "0.001": again.tpr(0.001)},
+        "covers": "any membership attack on one letter",
+    }
+    assert made["attack_risk"]["advantage"] >= 0
+    if charged == 0:
+        assert made["attack_risk"]["tpr_at_fpr"] == {"0.01": 0.01, "0.001": 0.001}
+
+
+def test_page_and_text_show_the_attack_risk(plan: Plan, tmp_path: Path) -> None:
+    """F5: rounded up, with a sentence, and the curve in the page."""
+    made = write_report(folder_of(tmp_path, plan, 60))
+    for name in ("report.md", "report.html"):
+        text = (tmp_path / name).read_text()
+        assert "Attack risk" in text
+        assert "any membership attack on one letter" in text
+        sentence = re.search(r"finds at most ([\d.]+) % of those that were; guessing finds 1 %", text)
+        assert sentence
+        tpr = made["attack_risk"]["tpr_at_fpr"]["0.01"] * 100
+        assert tpr <= float(sentence.group(1)) <= tpr * 1.01
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("<svg ") == page.count('role="img"') == 2
+
+
+def test_names_within_the_page_are_unique_between_figures(plan: Plan, tmp_path: Path) -> None:
+    """Two figures on one page must not draw with each other's parts."""
+    write_report(folder_of(tmp_path, plan, 60))
+    page = (tmp_path / "report.html").read_text()
+    names = re.findall(r'\bid="([^"]+)"', page)
+    assert len(names) == len(set(names)) > 100
+    used = re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)', page)
+    assert {a or b for a, b in used} <= set(names)
+
+
+def test_replayable_noise_rules_no_attack_out(plan: Plan, tmp_path: Path) -> None:
+    """C5: like epsilon, the risk is all there can be."""
+    source = InsecureSeededWords(0)
+    folder = folder_of(tmp_path, plan, 60, noise_source=source.name, noise_is_private=source.private)
+    risk = write_report(folder)["attack_risk"]
+    assert risk["advantage"] == 1
+    assert risk["tpr_at_fpr"] == {"0.01": 1, "0.001": 1}
+    for name in ("report.md", "report.html"):
+        assert "no attack is ruled out" in (folder / name).read_text()
+    assert (folder / "report.html").read_text().count("<svg ") == 1
+
+
+def test_a_report_is_made_within_two_seconds(plan: Plan, tmp_path: Path) -> None:
+    """Best of three, so that a busy machine is not measured."""
+    folder = folder_of(tmp_path, plan, 60)
+    taken = []
+    for _ in range(3):
+        start = time.perf_counter()
+        write_report(folder)
+        taken.append(time.perf_counter() - start)
+    assert min(taken) < 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,11 @@ def test_a_run_is_charged_whole_and_confirmed(place: Any, books: Path) -> None:
     run = only_run(books)
     assert (run.mech, run.reserved, run.committed) == (ONE, 8, 8)
     assert verify(books).records == 4
-    assert next(iter(Ledger.read(books).runs())).startswith("tiny-")
+    (name,) = Ledger.read(books).runs()
+    assert name.startswith("tiny-")
+    statement = json.loads((place.run / "privacy.json").read_text())
+    assert statement["data_set_run"] == name
+    assert any(name in item for item in statement["not_covered"])
 
 
 def test_the_third_run_is_refused_before_anything_is_computed(place: Any, books: Path) -> None:
