@@ -23,6 +23,7 @@ from .units import Unit
 from .versions import __version__, versions
 
 SCHEMA = "dpft-ledger/2"
+_FIRST_SCHEMA = "dpft-ledger/1"
 
 _CHAIN_KEYS = {"seq", "prev_sha256"}
 _HEADER_KEYS = _CHAIN_KEYS | {"kind", "schema", "dataset", "unit", "budget", "parts", "filter", "versions"}
@@ -189,8 +190,12 @@ def _advanced(run: RunRecord, kind: object, steps: int) -> RunRecord:
 
 
 def _header(record: Record) -> Header:
-    exact_keys("header", record, _HEADER_KEYS)
-    _expect(record["kind"] == "header" and record["schema"] == SCHEMA, f"a header of schema {SCHEMA}")
+    if record.get("schema") == _FIRST_SCHEMA:  # had neither parts nor a filter, and is else the same
+        record = {**exact_keys("header", record, _HEADER_KEYS - {"parts", "filter"}), "parts": [], "filter": None}
+    else:
+        exact_keys("header", record, _HEADER_KEYS)
+        _expect(record["schema"] == SCHEMA, f"a header of schema {SCHEMA}")
+    _expect(record["kind"] == "header", "a header")
     used: Mapping[str, Any] = record["versions"]
     _expect(isinstance(used, dict) and all(isinstance(v, str) for v in used.values()), "versions as text")
     budget, rule, parts = record["budget"], record["filter"], record["parts"]

@@ -213,3 +213,18 @@ def test_confirming_earlier_steps_changes_no_charge(path: Path) -> None:
         run.confirm(200)
         assert ledger.spent(1e-6) == before
     assert Ledger.read(path).runs()["a"].committed == 300
+
+
+def test_a_ledger_of_the_first_format_goes_on(path: Path) -> None:
+    """Its header had neither parts nor a filter."""
+    header = {
+        "seq": 0, "prev_sha256": "0" * 64, "kind": "header", "schema": "dpft-ledger/1", "dataset": "d",
+        "unit": UNIT.to_dict(), "budget": BUDGET.to_dict(), "versions": {"dpft-accounting": "0.1.0"},
+    }  # fmt: skip
+    path.write_text(json.dumps(header, separators=(",", ":")) + "\n")
+    with Ledger.open(path, "d", UNIT, BUDGET) as ledger:
+        spend(ledger, "a", RUN)
+    assert Ledger.read(path).runs()["a"].reserved == 300
+    path.write_text(json.dumps({**header, "parts": []}, separators=(",", ":")) + "\n")
+    with pytest.raises(LedgerError, match="keys"):
+        Ledger.read(path)
