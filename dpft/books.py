@@ -42,7 +42,8 @@ class DataSetBooks:
 
     def charge(self) -> None:
         """Reserve the whole plan, durably. A folder that has done so before is not charged again."""
-        write_json(self._marker, {"run": self.run, "confirming": False}, private=True)
+        if not self._marker.exists():  # on disk before the charge, so that a resumed run finds its own
+            write_json(self._marker, {"run": self.run, "confirming": False}, private=True)
         with self._visit() as ledger, ledger.run(self.run, self._plan.mechanism, self._parts) as run:
             if run.remaining:
                 run.reserve(run.remaining)

@@ -74,7 +74,7 @@ def calibrate(
     def compositions(value: float) -> tuple[Composition, ...]:
         return compose([make(value)], unit)
 
-    sampled = any(composition.parts for composition in compositions(1.0))
+    sampled = vary == "rate" or any(composition.parts for composition in compositions(1.0))
     kind = _kind(vary, sampled=sampled)
 
     def at(value: float) -> Bound:

@@ -121,6 +121,11 @@ def _expanded(mechanism: Mechanism, unit: Unit, adjacency: Adjacency, relation: 
         bases = tuple(_composition(bag) for bag in _expanded(mechanism.base, unit, adjacency, relation))
         nothing = all(base.is_empty for base in bases)
         return [Counter() if nothing else Counter({(Chosen(mechanism, bases), relation): 1})]
+    if isinstance(mechanism, EpsDelta) and adjacency != unit.adjacency:
+        raise Unsupported(
+            "A stated guarantee under replace says nothing of a unit that leaves one part and enters another. "
+            "State it for the whole data set, outside of Parallel and parts."
+        )
     step, steps = _single(mechanism, unit)
     return [Counter({(step, relation): steps})]
 

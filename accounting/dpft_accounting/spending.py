@@ -22,16 +22,24 @@ Entry = tuple[Mechanism, tuple[str, ...]]
 _MOST_STEPS = 10**9
 
 
-def together(entries: Iterable[Entry], parts: Sequence[str]) -> Mechanism:
+def together(entries: Iterable[Entry], parts: Sequence[str], unit: Unit) -> Mechanism:
     """All ``entries`` as one mechanism: in sequence on what they share, in parallel on disjoint ``parts``.
 
-    Every unit is in at most one of ``parts``, and which one follows from that unit alone. An entry on the whole data
-    set counts in every part.
+    Every unit is in at most one of ``parts``, and which one follows from that unit alone. Under replace the old unit
+    may be in one part and the new one in another; an entry that touches both sees a replacement, so whatever touches
+    several parts is taken as touching all.
     """
     listed = list(entries)
     if not parts:
         return Sequential(mechanism for mechanism, _ in listed)
-    return Parallel({part: Sequential(m for m, where in listed if where == WHOLE or part in where) for part in parts})
+    several = 1 if unit.adjacency == "replace" else len(parts)
+
+    def is_shared(where: tuple[str, ...]) -> bool:
+        return where == WHOLE or len(where) > several
+
+    shared = [mechanism for mechanism, where in listed if is_shared(where)]
+    own = {part: Sequential(m for m, where in listed if part in where and not is_shared(where)) for part in parts}
+    return Sequential([*shared, Parallel(own)])
 
 
 @dataclass(frozen=True)
@@ -54,7 +62,7 @@ class Rules:
 
     def spent(self, entries: Iterable[Entry], delta: float) -> Bound:
         """ε at ``delta`` of all entries; ``delta`` has been checked."""
-        total = together(entries, self.parts)
+        total = together(entries, self.parts, self.unit)
         if self.filter is not None:
             return self.filter.spent(total, self.unit, delta)
         return epsilon_of(compose([total], self.unit), delta)
@@ -63,7 +71,7 @@ class Rules:
         """Whether all entries together stay within the budget. True without one."""
         if self.budget is None:
             return True
-        total = together(entries, self.parts)
+        total = together(entries, self.parts, self.unit)
         if self.filter is not None:
             return self.filter.divergence(total, self.unit) <= self.filter.limit(self.budget)
         return fits([total], self.unit, self.budget)
@@ -72,7 +80,7 @@ class Rules:
         """Most steps of ``mechanism`` on ``parts`` that fit beside ``entries``; the budget must not be None."""
         assert self.budget is not None  # the caller has said so
         if self.filter is None:
-            return steps_within(lambda k: together([*entries, (mechanism.with_steps(k), parts)], self.parts),
+            return steps_within(lambda k: together([*entries, (mechanism.with_steps(k), parts)], self.parts, self.unit),
                                 self.unit, self.budget)  # fmt: skip
         low, high = 0, 1
         while high <= _MOST_STEPS and self.admits([*entries, (mechanism.with_steps(high), parts)]):
@@ -88,7 +96,7 @@ class Rules:
         assert self.budget is not None  # the caller has said so
 
         def total(sigma: float) -> Mechanism:
-            return together([*entries, (PoissonGaussian(q, sigma, steps), parts)], self.parts)
+            return together([*entries, (PoissonGaussian(q, sigma, steps), parts)], self.parts, self.unit)
 
         try:
             sigma = self._least_noise(total)

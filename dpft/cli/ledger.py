@@ -110,8 +110,9 @@ def _show(console: Console, path: Path, report: LedgerReport, room: Room | None,
         f"data set {report.dataset}, each {report.unit.name}, {report.unit.adjacency}, {kind} ({path})",
         highlight=False, soft_wrap=True,
     )  # fmt: skip
-    table = Table("run", "part", "mechanism", "reserved", "planned", "executed", "epsilon alone", box=None,
-                  padding=(0, 2, 0, 0))  # fmt: skip
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for column in ("run", "part", "mechanism", "reserved", "planned", "executed", "epsilon alone"):
+        table.add_column(column, overflow="fold")
     for run in report.runs:
         alone = figure(run.epsilon.upper) if run.epsilon else "not stated"
         table.add_row(run.name, ", ".join(run.parts), _in_words(run.mechanism.to_dict()), str(run.reserved),

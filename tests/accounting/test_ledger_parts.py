@@ -61,14 +61,29 @@ def test_disjoint_parts_cost_the_worst_of_them(path: Path) -> None:
 
 
 def test_under_replace_a_unit_may_leave_one_part_for_another(path: Path) -> None:
-    """E6: the old unit in train, the new one in validation: both are touched."""
+    """E6: the old unit in train, the new one in validation. Gaussians, so that the truth is a sum of squares."""
     unit = Unit("example", "replace", 10**5)
-    with Ledger.open(path, "d", unit, None, parts=PARTS) as ledger:
-        spend(ledger, "a", Gaussian(5.0), ("train",))
-        assert ledger.spent(1e-6).upper == epsilon(Gaussian(5.0), unit, 1e-6).upper
-        spend(ledger, "b", Gaussian(4.0), ("validation",))
-        crossing = math.hypot(1 / 5, 1 / 4)  # less than 2/4, what replacing within validation costs
-        assert ledger.spent(1e-6).upper == epsilon(Gaussian(4.0), unit, 1e-6).upper > crossing
+    with Ledger.open(path, "d", unit, None, parts=("a", "b", "c")) as ledger:
+        spend(ledger, "in a", Gaussian(5.0), ("a",))
+        spend(ledger, "in b", Gaussian(4.0), ("b",))
+        # Replacing within b costs (2/4)²; crossing costs (1/5)² + (1/4)², which is less.
+        assert ledger.spent(1e-6).upper == pytest.approx(epsilon(Gaussian(2.0), UNIT, 1e-6).upper, rel=1e-9)
+        # A run on both parts sees a replacement, whichever way the unit goes, and so does one on all.
+        spend(ledger, "on both", Gaussian(3.0), ("a", "b"))
+        spend(ledger, "on all", Gaussian(10.0))
+        mu = math.hypot(2 / 4, 2 / 3, 2 / 10)
+        assert ledger.spent(1e-6).upper == pytest.approx(epsilon(Gaussian(1 / mu), UNIT, 1e-6).upper, rel=1e-9)
+
+
+def test_a_stated_guarantee_cannot_cross_parts_under_replace(path: Path) -> None:
+    """E6: (ε, δ) for a replaced unit does not follow for one that leaves; on the whole data set it is fine."""
+    unit = Unit("example", "replace", 10**5)
+    with Ledger.open(path, "d", unit, BUDGET, parts=PARTS) as ledger:
+        spend(ledger, "whole", EpsDelta(0.1, 1e-8))
+        before = path.read_bytes()
+        with pytest.raises(AccountingError, match="leaves one part"):
+            ledger.run("a", EpsDelta(0.1, 1e-8), ("train",))
+        assert path.read_bytes() == before
 
 
 @pytest.mark.parametrize("parts", [("test",), (), ("train", "train"), ("all", "train"), ("",)])
