@@ -9,15 +9,20 @@ from typing import Any
 
 from .errors import AccountingError
 
+_LARGEST = 10**15  # steps, units: more than there can be, and few enough for exact arithmetic in float64
+
 
 def real(name: str, value: object, *, minimum: float = -math.inf, infinite: bool = False) -> float:
     """``value`` as a float; refuses booleans, text, nan, less than ``minimum`` and, by default, infinity."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise AccountingError(f"Expected {name} to be a number, found {value!r}.")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # JSON knows integers that no float holds
+        number = math.nan
     if math.isnan(number) or number < minimum or (math.isinf(number) and not infinite):
         limit = "" if minimum == -math.inf else f" of at least {minimum:g}"
-        raise AccountingError(f"Expected {name} to be a finite number{limit}, found {value!r}.")
+        raise AccountingError(f"Expected {name} to be a finite number{limit}, found {value!r:.60}.")
     return number
 
 
@@ -31,9 +36,12 @@ def rate(name: str, value: object) -> float:
 
 def integer(name: str, value: object, *, minimum: int) -> int:
     """``value`` as an int; refuses booleans, floats (also whole ones) and values below ``minimum``."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < minimum:
-        raise AccountingError(f"Expected {name} to be a whole number of at least {minimum}, found {value!r}.")
-    return int(value)
+    whole = isinstance(value, Integral) and not isinstance(value, bool)
+    if not whole or not minimum <= int(value) <= _LARGEST:  # type: ignore[call-overload]  # whole, so it is a number
+        raise AccountingError(
+            f"Expected {name} to be a whole number of at least {minimum} and at most {_LARGEST}, found {value!r:.60}."
+        )
+    return int(value)  # type: ignore[call-overload,no-any-return]
 
 
 def text(name: str, value: object, *, longest: int = 200) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
@@ -14,6 +15,7 @@ from .value import Mechanism
 
 _DEEPEST = 20
 _MOST_PARTS = 100_000
+_level: ContextVar[int] = ContextVar("level", default=0)  # of nesting, while a JSON form is read
 
 Trials = Literal["geometric", "logarithmic", "negative_binomial", "poisson"]
 
@@ -120,7 +122,7 @@ class Select(_Released):
         least = 0.0 if self.dist == "poisson" else 1.0
         object.__setattr__(self, "mean", real("mean", self.mean, minimum=least))
         known = {"geometric": 1.0, "logarithmic": 0.0, "poisson": None}
-        if self.dist in known:
+        if isinstance(self.dist, str) and self.dist in known:
             if self.shape is not None and self.shape != known[self.dist]:
                 raise AccountingError(f"Expected no shape for dist {self.dist!r}, found {self.shape!r}. Leave it out.")
             object.__setattr__(self, "shape", known[self.dist])
@@ -140,9 +142,17 @@ class Select(_Released):
 
 
 def _nested(value: Mapping[str, Any]) -> Mechanism:
+    """A part in JSON form, refused before a file nested too deep can exhaust the stack."""
     from .mechanisms import mechanism_from_dict  # it knows this file's classes, so it can't be imported above
 
-    return mechanism_from_dict(value)
+    level = _level.get()
+    if level >= _DEEPEST:
+        raise AccountingError(f"Expected at most {_DEEPEST} levels of mechanisms in mechanisms.")
+    token = _level.set(level + 1)
+    try:
+        return mechanism_from_dict(value)
+    finally:
+        _level.reset(token)
 
 
 def _check_parts(whole: Mechanism, parts: Iterable[Mechanism]) -> None:

@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from .losses import Loss, Pair
+from .losses import Loss, Pair, TooLarge
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,6 +28,7 @@ Mixture = Sequence[tuple[float, float]]  # (weight, mean)
 DEVIATIONS = 9.6  # how far out the grid goes; beyond lies mass 4e-22, which counts as infinite loss
 _LARGEST_EXPONENT = 600.0
 _NODES = 50_000
+_MOST_COMPONENTS = 5_000  # of a mixture: some ten seconds
 
 
 def poisson(q: float, sigma: float, dx: float) -> Pair:
@@ -78,10 +79,14 @@ def binomial(q: float, sigma: float, trials: int, dx: float) -> Pair:
     import numpy as np
     from scipy.stats import binom
 
-    counts = np.arange(trials + 1)
-    log_weights = binom.logpmf(counts, trials, q)
-    kept = log_weights > -(DEVIATIONS**2) / 2 - 10  # the rest has mass below 1e-20 and counts as infinite loss
-    weights, means = np.exp(log_weights[kept]), counts[kept].astype(float)
+    last = most_counted(q, trials)
+    first = trials - most_counted(1 - q, trials) if q < 1 else trials
+    if last - first > _MOST_COMPONENTS:
+        raise TooLarge(f"A user's number of sampled examples spreads over {last - first} values, too many for pld.")
+    counts = np.arange(first, last + 1)
+    all_weights = binom.pmf(counts, trials, q)  # logpmf loses digits with the size of ``trials``
+    kept = all_weights > math.exp(-(DEVIATIONS**2) / 2 - 10)  # the rest has mass below 1e-20: infinite loss
+    weights, means = all_weights[kept], counts[kept].astype(float)
     mixture = list(zip(map(float, weights), map(float, means), strict=True))
 
     def log_ratio(x: Array) -> tuple[Array, Array]:
@@ -116,11 +121,13 @@ def binomial(q: float, sigma: float, trials: int, dx: float) -> Pair:
 
 def most_counted(q: float, trials: int) -> int:
     """The largest number of successes that is looked at; more have mass below 1e-21 and count as infinite loss."""
-    import numpy as np
     from scipy.stats import binom
 
-    above = binom.sf(np.arange(trials + 1), trials, q)  # isf cannot see tails this small
-    return int(np.argmax(above < 1e-21))
+    low, high = 0, trials  # by bisection: isf cannot see tails this small, and a list of all may not fit in memory
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if binom.sf(middle, trials, q) < 1e-21 else (middle + 1, high)
+    return low
 
 
 def _log_ratio(q: float, sigma: float, x: float) -> float:
