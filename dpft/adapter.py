@@ -27,7 +27,7 @@ from dpft.interop.peft_format import adapter_config, adapter_tensors, check, res
 from dpft.models.classifier import TextClassifier
 from dpft.models.source import ModelSource, load_encoder, resolve
 from dpft.peft.attach import attach
-from dpft.peft.method import Method
+from dpft.peft.method import Method, Public
 from dpft.peft.registry import method_from, section_of
 
 _FORMAT = 1
@@ -95,7 +95,7 @@ def load(folder: str | Path, *, base: str | None = None) -> TextClassifier:
     if not sound:
         raise InputError("dpft.json is damaged, or of another version: expected it as this dpft writes it.")
     model = TextClassifier(load_encoder(source), labels, pooling, norm)
-    attach(model, method, train=("head",))
+    attach(model, method, train=("head",), public=Public())
     restore(model.encoder, method, _read(folder / "adapter_model.safetensors"))
     head, linear = _read(folder / "head.safetensors"), dict(model.head.named_parameters())
     check(head, linear)

@@ -21,11 +21,12 @@ from torch import Tensor, nn
 
 from dpft.errors import InputError
 from dpft.interop.register import PEFT_TYPE
+from dpft.peft.around import added
 from dpft.peft.attach import check_separable
 from dpft.peft.ia3 import IA3, IA3Linear
 from dpft.peft.inject import inside
 from dpft.peft.lora import PARTS, LoRA, LoRALinear
-from dpft.peft.method import Method, Wrapper
+from dpft.peft.method import Method
 from dpft.peft.norms import Norms
 from dpft.peft.registry import section_of
 from dpft.per_sample.capture import trainable
@@ -67,6 +68,7 @@ def restore(model: nn.Module, method: Method, tensors: Mapping[str, Tensor]) -> 
     """Put stored tensors into a model that ``method`` was attached to, without a ``train``.
 
     Raises :class:`InputError` unless names, shapes and finiteness are exactly right."""
+    fit(model, tensors)
     slots = _slots(model, method, ())
     check(tensors, {name: slot.read() for name, slot in slots.items()})
     for name, slot in slots.items():
@@ -88,9 +90,21 @@ def check(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None
 
 
 def names_to_store(model: nn.Module, trained: Mapping[str, nn.Parameter], apart: tuple[str, ...]) -> list[str]:
-    """Of the names in ``trained``, those outside the modules ``apart``, and what the method added and froze."""
-    ids = {id(p) for p in trained.values()} | {id(p) for p in _added(model)}
-    return [n for n, p in model.named_parameters() if id(p) in ids and not inside(n, apart)]
+    """Of the names in ``trained``, those outside the modules ``apart``, and what the method added and did not train,
+    persistent buffers included."""
+    ids = {id(t) for t in (*trained.values(), *added(model).values())}
+    return [n for n, t in _tensors(model).items() if id(t) in ids and not inside(n, apart)]
+
+
+def fit(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Let the added modules whose shapes depend on a choice that was made once (a mask) take the stored shapes.
+
+    Such a module has ``fit_to(tensors)``, which gets what is stored for it by its own names, and may raise
+    :class:`InputError`."""
+    for name, module in model.named_modules():
+        if hasattr(module, "fit_to"):
+            start = f"{PREFIX}{name}."
+            module.fit_to({key.removeprefix(start): t for key, t in tensors.items() if key.startswith(start)})
 
 
 def left_out(model: nn.Module) -> list[str]:
@@ -136,12 +150,16 @@ def _slots(model: nn.Module, method: Method, train: tuple[str, ...]) -> dict[str
             for key, p in norm.named_parameters(recurse=False)
         }
     else:
-        named = dict(model.named_parameters())
+        named = _tensors(model)
         slots = {name: _plain(named[name]) for name in names_to_store(model, trainable(model), train)}
     for name in train:
         state = model.get_submodule(name).state_dict(keep_vars=True)
         slots.update({f"{name}.{key}": _plain(value) for key, value in state.items()})
     return {PREFIX + name: slot for name, slot in slots.items()}
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
 def _plain(parameter: Tensor) -> Slot:
@@ -200,14 +218,3 @@ def _norms(model: nn.Module, train: tuple[str, ...]) -> dict[str, nn.Module]:
 def _transposed(layers: Mapping[str, Any]) -> bool:
     """Whether the weights are kept as [inputs, outputs], as GPT-2's are."""
     return any(not isinstance(layer.base_layer, nn.Linear) for layer in layers.values())
-
-
-def _added(model: nn.Module) -> list[nn.Parameter]:
-    """Parameters that stand in a wrapper and not in what it wraps."""
-    return [
-        p
-        for wrapper in model.modules()
-        if isinstance(wrapper, Wrapper)
-        for name, p in wrapper.named_parameters()
-        if not name.startswith("base_layer.")
-    ]

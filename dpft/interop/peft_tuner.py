@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from dpft.errors import InputError
 from dpft.interop.peft_format import PREFIX as KEY_PREFIX
-from dpft.interop.peft_format import check, names_to_store
+from dpft.interop.peft_format import check, fit, names_to_store
 from dpft.interop.register import PEFT_TYPE, PREFIX
+from dpft.peft.around import Around
 from dpft.peft.inject import replace_module
 from dpft.peft.merge import merge as fold
 from dpft.peft.method import Method, Wrapper
@@ -88,7 +89,7 @@ class DPFTModel(BaseTuner):  # type: ignore[misc]
         state_dict: dict[str, Tensor] | None = None,
     ) -> None:
         """Attach the configured method, freeze everything else. One adapter a model."""
-        if any(isinstance(m, Wrapper | _Switch) for m in model.modules()):
+        if any(isinstance(m, Wrapper | Around | _Switch) for m in model.modules()):
             raise InputError("This model already carries a dpft method; load each adapter on a fresh copy of the base.")
         config = self.peft_config[adapter_name]
         before = {id(p) for p in model.parameters()}
@@ -111,6 +112,9 @@ class DPFTModel(BaseTuner):  # type: ignore[misc]
             activate_adapter=adapter_name in self.active_adapters,
         )
         self._require(not config.inference_mode)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.model(*args, **kwargs)  # peft's own goes past the model's hooks
 
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
         super().set_adapter(adapter_name, inference_mode=inference_mode)
@@ -140,6 +144,8 @@ class DPFTModel(BaseTuner):  # type: ignore[misc]
                 "load the base model again."
             )
         super()._enable_adapter_layers(enabled)
+        for around in (m for m in self.model.modules() if isinstance(m, Around)):
+            around.enabled = enabled
         if enabled:
             for name, wrapper in self._put_aside:
                 replace_module(self.model, name, wrapper)
@@ -163,6 +169,10 @@ class DPFTModel(BaseTuner):  # type: ignore[misc]
             fold(self.model)
         else:
             self._enable_adapter_layers(False)
+        for name, module in list(self.model.named_modules()):
+            if isinstance(module, Around):
+                parent, _, child = name.rpartition(".")
+                module.take_out(self.model.get_submodule(parent), child)
         self.names = self.trained = self._put_aside = ()
         delattr(self.model, _SWITCH)
         unloaded: nn.Module = super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
@@ -198,6 +208,7 @@ class DPFTModel(BaseTuner):  # type: ignore[misc]
         cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
         """Nothing to rename; the place to refuse what does not fit."""
+        fit(_tuner(model).model, state_dict)
         expected = [KEY_PREFIX + name for name in _tuner(model).names]
         for name, module in model.named_modules():
             if isinstance(module, AuxiliaryTrainingWrapper):

@@ -8,20 +8,27 @@ import torch
 from torch import nn
 
 from dpft.errors import InputError
+from dpft.peft.around import Around
 from dpft.peft.inject import inside, replace_module
-from dpft.peft.method import Method, Wrapper
+from dpft.peft.method import Method, Public, Wrapper
 
 M = TypeVar("M", bound=nn.Module)
 
 
-def attach(model: M, method: Method, *, train: tuple[str, ...] = (), seed: int = 0) -> M:
+def attach(model: M, method: Method, *, train: tuple[str, ...] = (), seed: int = 0, public: Public | None = None) -> M:
     """Put ``method``'s trainable parameters into ``model``, freeze the rest, and return it, in eval mode.
 
     ``train`` names modules that train in full beside the method (a new classification head, say).
-    ``seed`` fixes the initial values of the added parameters only. Errors: :class:`InputError` for a name
+    ``seed`` fixes the initial values of the added parameters only. ``public`` are records for a method that looks at
+    some before it trains (``wants_public``); no other may see any. Errors: :class:`InputError` for a name
     that the model has not, and for a method that has no place in it; the model is then unchanged."""
-    if any(isinstance(m, Wrapper) for m in model.modules()):
+    if any(isinstance(m, Wrapper | Around) for m in model.modules()):
         raise InputError("This model already carries a method; attach to a fresh copy of it.")
+    if method.wants_public and public is None:
+        raise InputError(
+            f"The method {method.name!r}, as it is set, looks at records before it trains, outside of the noised "
+            "gradients: give it records that are public (public=...), or choose a setting that needs none."
+        )
     modules = dict(model.named_modules())
     for name in train:
         if name not in modules or not any(True for _ in modules[name].parameters()):
@@ -32,6 +39,8 @@ def attach(model: M, method: Method, *, train: tuple[str, ...] = (), seed: int =
         check_separable(model, train)
         if not declared:
             raise InputError(f"The method {method.name!r} trains nothing in this model; name modules in train.")
+        if method.wants_public and public is not None and public.batches:
+            declared = _informed(model, method, public, declared)
     except InputError:
         _take_out(model)
         raise
@@ -42,9 +51,21 @@ def attach(model: M, method: Method, *, train: tuple[str, ...] = (), seed: int =
     return model
 
 
+def _informed(model: nn.Module, method: Method, public: Public, declared: list[nn.Parameter]) -> list[nn.Parameter]:
+    """What trains once the method has seen public records, which may have replaced parameters by others."""
+    names = [name for name, p in model.named_parameters() if id(p) in {id(d) for d in declared}]
+    method.inform(model, public)
+    now = dict(model.named_parameters())
+    return [now[name] for name in names]
+
+
 def _take_out(model: nn.Module) -> None:
-    for name, wrapper in [(n, m) for n, m in model.named_modules(remove_duplicate=False) if isinstance(m, Wrapper)]:
-        replace_module(model, name, wrapper.base_layer)
+    for name, module in list(model.named_modules(remove_duplicate=False)):
+        parent, _, child = name.rpartition(".")
+        if isinstance(module, Wrapper):
+            replace_module(model, name, module.base_layer)
+        elif isinstance(module, Around):
+            module.take_out(model.get_submodule(parent), child)
 
 
 def check_separable(model: nn.Module, train: tuple[str, ...]) -> None:

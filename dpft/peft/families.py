@@ -17,7 +17,7 @@ from torch import nn
 from dpft.errors import InputError
 
 Role = Literal[
-    "query", "key", "value", "attention_proj", "attention_out", "ffn_in", "ffn_proj", "ffn_out"
+    "query", "key", "value", "attention_proj", "attention_out", "ffn_in", "ffn_proj", "ffn_out", "activation"
 ]  # fmt: skip
 
 
@@ -25,7 +25,8 @@ Role = Literal[
 class Family:
     """One row. ``model_type`` is HF's; ``fused`` is the number of equal parts (query, key, value) that the
     modules under ``query`` hold in one weight, 1 where they are apart. ``biases``: the family's published models
-    have any; ``tokens``: its input is token ids that look up rows of a table."""
+    have any; ``tokens``: its input is token ids that look up rows of a table. ``embedded`` is the module of the
+    backbone whose output the first block gets, with all that is added to it; empty where there is none."""
 
     model_type: str
     blocks: tuple[str, ...]
@@ -37,6 +38,8 @@ class Family:
     ffn_in: str
     ffn_proj: str
     ffn_out: str
+    activation: str
+    embedded: str
     lora: tuple[str, ...]
     fused: int = 1
     biases: bool = True
@@ -44,12 +47,13 @@ class Family:
     note: str = ""
 
 
-def _bert(model_type: str, attention: str = "attention.self.", suffix: str = "", note: str = "") -> Family:
+def _bert(model_type: str, suffix: str = "", embedded: str = "embeddings", note: str = "") -> Family:
     """BERT and its descendants, which kept its names."""
-    query, key, value = (attention + part + suffix for part in ("query", "key", "value"))
+    query, key, value = (f"attention.self.{part}{suffix}" for part in ("query", "key", "value"))
     return Family(
         model_type, ("encoder.layer",), query, key, value, "attention.output.dense", "attention.output.dropout",
-        "intermediate.dense", "output.dense", "output.dropout", (f"query{suffix}", f"value{suffix}"), note=note,
+        "intermediate.dense", "output.dense", "output.dropout", "intermediate.intermediate_act_fn", embedded,
+        (f"query{suffix}", f"value{suffix}"), note=note,
     )  # fmt: skip
 
 
@@ -60,39 +64,43 @@ FAMILIES: Mapping[str, Family] = {
     for f in (
         _bert("bert"),
         _bert("roberta"),
-        _bert("electra"),
+        _bert("electra", embedded="embeddings"),
         _bert("deberta-v2", suffix="_proj", note=_TABLE),
         Family(
             "mpnet", ("encoder.layer",), "attention.attn.q", "attention.attn.k", "attention.attn.v",
             "attention.attn.o", "attention.dropout", "intermediate.dense", "output.dense", "output.dropout",
-            ("q", "v"),
+            "intermediate.intermediate_act_fn", "embeddings", ("q", "v"),
         ),
         Family(
             "distilbert", ("transformer.layer",), "attention.q_lin", "attention.k_lin", "attention.v_lin",
-            "attention.out_lin", "attention.out_lin", "ffn.lin1", "ffn.lin2", "ffn.dropout", ("q_lin", "v_lin"),
+            "attention.out_lin", "attention.out_lin", "ffn.lin1", "ffn.lin2", "ffn.dropout", "ffn.activation",
+            "embeddings", ("q_lin", "v_lin"),
         ),
         Family(
             "modernbert", ("layers",), "attn.Wqkv", "attn.Wqkv", "attn.Wqkv", "attn.Wo", "attn.out_drop",
-            "mlp.Wi", "mlp.Wo", "mlp.Wo", ("Wqkv",), fused=3, biases=False,
+            "mlp.Wi", "mlp.Wo", "mlp.Wo", "mlp.act", "embeddings", ("Wqkv",), fused=3, biases=False,
         ),
         Family(
             "gpt2", ("h",), "attn.c_attn", "attn.c_attn", "attn.c_attn", "attn.c_proj", "attn.resid_dropout",
-            "mlp.c_fc", "mlp.c_proj", "mlp.dropout", ("c_attn",), fused=3,
+            "mlp.c_fc", "mlp.c_proj", "mlp.dropout", "mlp.act", "drop", ("c_attn",), fused=3,
         ),
         Family(
             "llama", ("layers",), "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
-            "self_attn.o_proj", "mlp.[gu]*_proj", "mlp.down_proj", "mlp.down_proj", ("q_proj", "v_proj"),
+            "self_attn.o_proj", "mlp.[gu]*_proj", "mlp.down_proj", "mlp.down_proj", "mlp.act_fn", "embed_tokens",
+            ("q_proj", "v_proj"),
             biases=False,
         ),
         Family(
             "t5", ("encoder.block", "decoder.block"), "layer.*Attention.q", "layer.*Attention.k",
             "layer.*Attention.v", "layer.*.SelfAttention.o", "layer.*.SelfAttention.o", "layer.*.DenseReluDense.wi*",
-            "layer.*.DenseReluDense.wo", "layer.*.DenseReluDense.wo", ("q", "v"), biases=False,
+            "layer.*.DenseReluDense.wo", "layer.*.DenseReluDense.wo", "layer.*.DenseReluDense.act", "", ("q", "v"),
+            biases=False,
             note="adapters stand beside self-attention and feed-forward, not beside cross-attention",
         ),
         Family(
             "vit", ("layers",), "attention.q_proj", "attention.k_proj", "attention.v_proj",
-            "attention.o_proj", "attention.o_proj", "mlp.fc1", "mlp.fc2", "mlp.fc2", ("q_proj", "v_proj"),
+            "attention.o_proj", "attention.o_proj", "mlp.fc1", "mlp.fc2", "mlp.fc2", "mlp.activation_fn", "embeddings",
+            ("q_proj", "v_proj"),
             tokens=False,
         ),
     )

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
 from dpft.errors import InputError
+from dpft.per_sample.oracle import Loss
 
 
 class Method(ABC):
@@ -32,6 +35,27 @@ class Method(ABC):
 
         ``generator`` draws the initial values. Raises :class:`InputError`, before anything is changed, where
         the model has no place for the method."""
+
+    @property
+    def wants_public(self) -> bool:
+        """Whether the method looks at records before training starts; only declared public ones are shown to it."""
+        return False
+
+    def inform(self, model: nn.Module, public: Public) -> None:
+        """Set what the method takes from public records (a mask, initial values), in a model it was injected into.
+
+        Called once, by ``attach``, where ``wants_public`` says so; those methods override it."""
+        raise NotImplementedError(f"{type(self).__name__} wants public records and does nothing with them")
+
+
+@dataclass(frozen=True)
+class Public:
+    """Records that are declared public, in batches, and the loss that the model will be trained with: whatever is
+    computed from them costs no privacy. Who makes one vouches that no private record is among them. Without any
+    batch: what the method would take from them is in a file that is about to be read."""
+
+    batches: Sequence[Any] = ()
+    loss: Loss | None = None
 
 
 class Wrapper(nn.Module):
