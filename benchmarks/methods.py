@@ -1,12 +1,12 @@
-"""Every method on the movie reviews: accuracy with and without privacy, and what a private step costs.
+"""Every method on the movie reviews: accuracy with and without privacy.
 
-    python benchmarks/methods.py --seeds 3 --write            # accuracy, private beside non-private
-    python benchmarks/methods.py --cost --write               # one step: time and memory, private over ordinary
-    python benchmarks/methods.py --search 3e-4 1e-3 3e-3      # learning rates, one seed each, on this public data
+    python benchmarks/methods.py --seeds 3 --jobs 2 --threads 1 --write
+    python benchmarks/methods.py --search 3e-4 1e-3 3e-3 --only LoRA    # learning rates, on this public data
 
 The private run is ``dpft run`` with the quickstart's recipe and another ``[method]``; the other is the same
 without clipping and noise. The reviews are public, so choosing learning rates on them costs no privacy; on
-private data such a search would have to be charged.
+private data such a search would have to be charged. Each finished run is a line of ``results/methods.jsonl``;
+with ``--write`` runs that stand there are not repeated, and the table is made of all of them.
 """
 
 from __future__ import annotations
@@ -15,44 +15,64 @@ import argparse
 import json
 import sys
 from argparse import Namespace
-from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
 from multiprocessing import get_context
+from typing import Any
 
 import torch
-from common import Records, heading, load_records, publish, table
+from common import RESULTS, Records, heading, load_records, publish, table
 from quickstart_baselines import compute_of, mean_and_sd, ordinary_run, private_run, steps_of
-from step import Workload, section, weigh, workloads
-from variants import Dpft, Ordinary, quiet
+from variants import quiet
 
 from dpft.models.precision import attention_for
 from dpft.per_sample.capture import trainable
 from dpft.run import build_model
 
+RUNS = RESULTS / "methods.jsonl"
+REMOVED = tuple(f"method.{field}=" for field in ("rank", "alpha", "targets"))  # the quickstart's own
+
 
 @dataclass(frozen=True)
 class Row:
-    """One method: the recipe's ``[method]`` fields and the learning rates of the added parameters, with and
-    without privacy. The head has the recipe's own rate throughout."""
+    """One method: what to override in the recipe, and the learning rates of the added parameters, with and without
+    privacy. The head has the recipe's own rate throughout."""
 
-    method: dict[str, str]
+    overrides: tuple[str, ...]
     lr: float
     ordinary_lr: float
 
-    def overrides(self) -> list[str]:
-        removed = [f"method.{field}=" for field in ("rank", "alpha", "targets")]
-        return removed + [f"method.{field}={value}" for field, value in self.method.items()]
-
 
 ROWS = {
-    "head only": Row({"name": "head"}, 1e-2, 1e-2),
-    "BitFit": Row({"name": "bitfit"}, 1e-2, 3e-3),
-    "LoRA, rank 4": Row({"name": "lora", "rank": "4", "targets": '["query", "value"]'}, 1e-3, 1e-3),
-    "adapter, bottleneck 16": Row({"name": "yu2022-adapter", "bottleneck": "16"}, 1e-3, 1e-3),
-    "Compacter, n 4": Row({"name": "compacter", "n": "4", "reduction": "8"}, 1e-2, 3e-3),
-    "full fine-tuning": Row({"name": "full"}, 3e-4, 1e-4),
+    "head only": Row(('method.name="head"',), 1e-2, 1e-2),
+    "BitFit": Row(('method.name="bitfit"',), 1e-2, 3e-3),
+    "LoRA, rank 4": Row(("method.rank=4", 'method.targets=["query", "value"]'), 1e-3, 1e-3),
+    "adapter, bottleneck 16": Row(('method.name="yu2022-adapter"', "method.bottleneck=16"), 1e-3, 1e-3),
+    "Compacter, n 4": Row(('method.name="compacter"', "method.n=4", "method.reduction=8"), 1e-2, 3e-3),
+    "full fine-tuning": Row(('method.name="full"',), 3e-4, 1e-4),
 }
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training, and what came out of it. Everything before ``trained`` says which run it was."""
+
+    name: str
+    overrides: tuple[str, ...]
+    private: bool
+    seed: int
+    lr: float
+    epochs: float
+    batch: int
+    trained: int = 0
+    score: float = 0.0
+
+    def same_as(self, other: Run) -> bool:
+        def key(run: Run) -> Any:
+            return (run.name, tuple(run.overrides), run.private, run.seed, run.lr, run.epochs, run.batch)
+
+        return bool(key(self) == key(other))
 
 
 def main() -> None:
@@ -60,29 +80,57 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     quiet()
     rows = {name: row for name, row in ROWS.items() if not options.only or any(o in name for o in options.only)}
-    if options.memory_of:
-        which = options.memory_of
-        loads = workloads_of(which.split(":")[0], rows[which.split(":")[0]], options)
-        print(json.dumps(weigh(loads, which)))
-    elif options.search:
-        search(rows, options)
-    elif options.cost:
-        publish("methods-cost", cost(rows, options), write=options.write)
-    else:
-        publish("methods", accuracy(rows, options), write=options.write)
+    if options.search:
+        wanted = [_run(n, r, True, 0, lr, options) for n, r in rows.items() for lr in options.search]
+        for run in finished(wanted, options):
+            print(f"{run.name}, learning rate {run.lr:g}: {run.score:.4f}")
+        return
+    wanted = [run for name, row in rows.items() for run in _runs(name, row, options)]
+    known = _kept() if options.write else []
+    runs = [run for run in known if any(run.same_as(w) for w in wanted)]
+    runs += finished([w for w in wanted if not any(w.same_as(run) for run in known)], options)
+    publish("methods", report(rows, runs, options), write=options.write)
 
 
-def records_for(row: Row, options: Namespace, lr: float) -> Records:
-    extra = [f"privacy.epochs={options.epochs}", f"privacy.expected_batch={options.batch}", f"optimizer.lr={lr}"]
-    return load_records([*row.overrides(), *extra])
+def _runs(name: str, row: Row, options: Namespace) -> Iterator[Run]:
+    for seed in range(options.seeds):
+        yield _run(name, row, True, seed, row.lr, options)
+        yield _run(name, row, False, seed, row.ordinary_lr, options)
 
 
-def accuracy(rows: dict[str, Row], options: Namespace) -> str:
-    """The heading, the setting and one line a method."""
+def _run(name: str, row: Row, private: bool, seed: int, lr: float, options: Namespace) -> Run:
+    return Run(name, row.overrides, private, seed, lr, options.epochs, options.batch)
+
+
+def finished(wanted: Sequence[Run], options: Namespace) -> Iterator[Run]:
+    """Each run, as it ends; kept in the file with ``--write``."""
     with ProcessPoolExecutor(options.jobs, get_context("spawn"), torch.set_num_threads, (options.threads,)) as pool:
-        lines = list(pool.map(line, rows.items(), [options] * len(rows)))
+        for done in as_completed([pool.submit(train, run) for run in wanted]):
+            run = done.result()
+            print(f"{run.name}, private {run.private}, seed {run.seed}: {run.score:.4f}", file=sys.stderr, flush=True)
+            if options.write and not options.search:
+                with RUNS.open("a") as file:
+                    file.write(json.dumps(asdict(run)) + "\n")
+            yield run
+
+
+def train(run: Run) -> Run:
+    quiet()
+    records = records_for(run)
+    score = (private_run if run.private else ordinary_run)(records, run.seed)
+    return Run(**{**asdict(run), "trained": trained_numbers(records), "score": score})
+
+
+def records_for(run: Run) -> Records:
+    removed = [] if "LoRA" in run.name else REMOVED
+    sizes = (f"privacy.epochs={run.epochs}", f"privacy.expected_batch={run.batch}", f"optimizer.lr={run.lr}")
+    return load_records([*removed, *run.overrides, *sizes])
+
+
+def report(rows: dict[str, Row], runs: Sequence[Run], options: Namespace) -> str:
+    """The heading, the setting and one line a method."""
     columns = ["method", "trained numbers", "private (%)", "not private (%)", "learning rates"]
-    shown = records_for(next(iter(rows.values())), options, 1e-3)
+    shown = records_for(runs[0])
     privacy = shown.recipe.privacy
     setting = (
         f"- {len(shown.train)} sentences to train, {len(shown.heldout)} held out; {privacy.epochs:g} epochs, "
@@ -90,20 +138,18 @@ def accuracy(rows: dict[str, Row], options: Namespace) -> str:
         f"{str(compute_of(shown.recipe)).removeprefix('torch.')}\n"
         f"- each private run: epsilon {privacy.epsilon:g} at delta {privacy.delta:g}\n"
     )
-    return heading("Methods on the movie reviews") + setting + "\n" + table(columns, lines)
+    return (
+        heading("Methods on the movie reviews")
+        + setting
+        + "\n"
+        + table(columns, [_line(n, r, runs) for n, r in rows.items()])
+    )
 
 
-def line(item: tuple[str, Row], options: Namespace) -> list[str]:
-    """Every seed of one method, private and not."""
-    name, row = item
-    quiet()
-    private, ordinary = records_for(row, options, row.lr), records_for(row, options, row.ordinary_lr)
-    scores: dict[str, list[float]] = {"private": [], "not private": []}
-    for seed in range(options.seeds):
-        scores["private"].append(_said(f"{name}, private, seed {seed}", private_run(private, seed)))
-        scores["not private"].append(_said(f"{name}, not private, seed {seed}", ordinary_run(ordinary, seed)))
-    rates = f"{row.lr:g}, {row.ordinary_lr:g}"
-    return [name, f"{trained_numbers(private):,}", *(mean_and_sd(s) for s in scores.values()), rates]
+def _line(name: str, row: Row, runs: Sequence[Run]) -> list[str]:
+    mine = [run for run in runs if run.name == name]
+    scores = [[run.score for run in mine if run.private is private] for private in (True, False)]
+    return [name, f"{mine[0].trained:,}", *map(mean_and_sd, scores), f"{row.lr:g}, {row.ordinary_lr:g}"]
 
 
 def trained_numbers(records: Records) -> int:
@@ -111,32 +157,10 @@ def trained_numbers(records: Records) -> int:
     return sum(p.numel() for p in trainable(model).values())
 
 
-def search(rows: dict[str, Row], options: Namespace) -> None:
-    """One private run a rate; printed, never written: the rates in ROWS are its outcome."""
-    for name, row in rows.items():
-        for lr in options.search:
-            _said(f"{name}, learning rate {lr:g}", private_run(records_for(row, options, lr), 0))
-
-
-def cost(rows: dict[str, Row], options: Namespace) -> str:
-    """One micro-batch, private beside ordinary, method by method; gradients are compared before anything is timed."""
-    parts = [heading("One step of each method: private beside ordinary")]
-    for name, row in rows.items():
-        parts += [section(load, options) for load in workloads_of(name, row, options)]
-    return "\n".join(parts)
-
-
-def workloads_of(name: str, row: Row, options: Namespace) -> list[Workload]:
-    """One micro-batch of 64 sentences about the median length, in either number type."""
-    records = records_for(row, options, row.lr)
-    size = Namespace(**{**vars(options), "batch": 64})
-    loads = [workloads(size, records, dtype)[0] for dtype in (torch.float32, torch.bfloat16)]
-    return [replace(load, key=name, title=f"{name}: {load.title}", kinds=(Ordinary, Dpft)) for load in loads]
-
-
-def _said(what: str, score: float) -> float:
-    print(f"{what}: {score:.4f}", file=sys.stderr, flush=True)
-    return score
+def _kept() -> list[Run]:
+    lines = RUNS.read_text().splitlines() if RUNS.exists() else []
+    found = [json.loads(line) for line in lines]
+    return [Run(**{**values, "overrides": tuple(values["overrides"])}) for values in found]
 
 
 def _options(arguments: Sequence[str] | None = None) -> Namespace:
@@ -146,13 +170,9 @@ def _options(arguments: Sequence[str] | None = None) -> Namespace:
     parser.add_argument("--batch", type=int, default=512, help="expected sentences in a batch")
     parser.add_argument("--only", nargs="+", help="parts of the names of the methods to run")
     parser.add_argument("--search", type=float, nargs="+", help="learning rates to try, one private run each")
-    parser.add_argument("--cost", action="store_true", help="time and weigh one step instead")
-    parser.add_argument("--jobs", type=int, default=1, help="methods trained at the same time")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at the same time")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of each job")
-    parser.add_argument("--write", action="store_true", help="put the table into benchmarks/results/")
-    hidden = {"logical": 800, "random_batches": False, "rounds": 20, "physical": 64}
-    parser.set_defaults(**hidden, memory=True, memory_of=None, logical_rounds=1)
-    parser.add_argument("--memory-of", help=argparse.SUPPRESS)
+    parser.add_argument("--write", action="store_true", help="keep the runs, and put the table into results/")
     return parser.parse_args(arguments)
 
 

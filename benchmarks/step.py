@@ -107,7 +107,7 @@ def section(load: Workload, options: argparse.Namespace) -> str:
     kinds = [kind for kind in load.kinds if kind.name not in failed]
     _say(f"timing {load.rounds} rounds")
     times = interleaved(replace(load.task, steps=load.rounds + 1), kinds, load.rounds)
-    memory = {kind.name: _weighed_elsewhere(load, kind.name) for kind in kinds} if options.memory else {}
+    memory = {kind.name: weighed_elsewhere(load, kind.name) for kind in kinds} if options.memory else {}
     parts = [f"\n## {load.title}\n", _results(load, times, memory, differences)]
     parts += [f"\nWithout {name}, which fails: {why}" for name, why in failed.items()]
     return "\n".join(parts)
@@ -156,7 +156,7 @@ def paired(seconds: Sequence[float], base: Sequence[float]) -> list[float]:
     return [a / b for a, b in zip(seconds, base, strict=True)]
 
 
-def _weighed_elsewhere(load: Workload, name: str) -> dict[str, float]:
+def weighed_elsewhere(load: Workload, name: str) -> dict[str, float]:
     """Peak memory of one variant in a process of its own, with this command's own options."""
     _say(f"memory of {name}")
     which = f"{load.key}:{_name(load.task.compute)}:{name}"
