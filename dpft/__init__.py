@@ -21,9 +21,11 @@ if TYPE_CHECKING:
     from dpft.engine.plan import plan as plan
     from dpft.models import losses as losses
     from dpft.peft.attach import attach as attach
+    from dpft.peft.attempt import Attempt as Attempt
     from dpft.peft.bitfit import BitFit as BitFit
     from dpft.peft.bottleneck import Adapter as Adapter
     from dpft.peft.compacter import Compacter as Compacter
+    from dpft.peft.dsee import DSEE as DSEE
     from dpft.peft.full import Full as Full
     from dpft.peft.head_only import HeadOnly as HeadOnly
     from dpft.peft.ia3 import IA3 as IA3
@@ -32,12 +34,18 @@ if TYPE_CHECKING:
     from dpft.peft.merge import merge as merge
     from dpft.peft.new_tokens import TokenRows as TokenRows
     from dpft.peft.norms import Norms as Norms
+    from dpft.peft.prefix import PrefixTuning as PrefixTuning
+    from dpft.peft.prompt import PromptTuning as PromptTuning
+    from dpft.peft.prune import prune as prune
     from dpft.peft.registry import preset as preset
+    from dpft.peft.sparse_adapter import SparseAdapter as SparseAdapter
 
 _HOME = {
     "Adapter": "dpft.peft.bottleneck",
+    "Attempt": "dpft.peft.attempt",
     "BitFit": "dpft.peft.bitfit",
     "Compacter": "dpft.peft.compacter",
+    "DSEE": "dpft.peft.dsee",
     "Full": "dpft.peft.full",
     "HeadOnly": "dpft.peft.head_only",
     "IA3": "dpft.peft.ia3",
@@ -45,21 +53,27 @@ _HOME = {
     "LoRA": "dpft.peft.lora",
     "Norms": "dpft.peft.norms",
     "Plan": "dpft.engine.plan",
+    "PrefixTuning": "dpft.peft.prefix",
     "PrivateEngine": "dpft.engine.engine",
+    "PromptTuning": "dpft.peft.prompt",
+    "SparseAdapter": "dpft.peft.sparse_adapter",
     "TokenRows": "dpft.peft.new_tokens",
     "attach": "dpft.peft.attach",
     "load": "dpft.adapter",
     "merge": "dpft.peft.merge",
     "plan": "dpft.engine.plan",
     "preset": "dpft.peft.registry",
+    "prune": "dpft.peft.prune",
     "save_adapter": "dpft.adapter",
 }
 
 _MODULES = {"losses": "dpft.models.losses", "per_sample": "dpft.per_sample"}
 
 __all__ = [
+    "DSEE",
     "IA3",
     "Adapter",
+    "Attempt",
     "BitFit",
     "Compacter",
     "Full",
@@ -68,7 +82,10 @@ __all__ = [
     "LoRA",
     "Norms",
     "Plan",
+    "PrefixTuning",
     "PrivateEngine",
+    "PromptTuning",
+    "SparseAdapter",
     "TokenRows",
     "__version__",
     "attach",
@@ -78,6 +95,7 @@ __all__ = [
     "per_sample",
     "plan",
     "preset",
+    "prune",
     "save_adapter",
 ]
 

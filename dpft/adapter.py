@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from dpft.errors import InputError
 from dpft.files import read_json, write_atomic, write_json
 from dpft.interop.peft_format import adapter_config, adapter_tensors, check, restore
-from dpft.models.classifier import TextClassifier
+from dpft.models.classifier import Classifier, classifier
+from dpft.models.drawn import Drawn, checked, frozen_digest
 from dpft.models.source import ModelSource, load_encoder, resolve
 from dpft.peft.attach import attach
 from dpft.peft.method import Method, Public
@@ -56,9 +57,20 @@ def save_adapter(
 
 
 def save_classifier(
-    model: TextClassifier, method: Method, folder: Path, *, base: str, revision: str | None, labels: tuple[str, ...]
+    model: Classifier,
+    method: Method,
+    folder: Path,
+    *,
+    base: str,
+    revision: str | None,
+    labels: tuple[str, ...],
+    drawn: Drawn | None = None,
+    inputs: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a trained classifier: a peft adapter of its encoder, its head, and how they fit together."""
+    """Write a trained classifier: a peft adapter of its encoder, its head, and how they fit together.
+
+    ``drawn`` makes an encoder again that had no pretrained weights; ``inputs`` says how records became the model's
+    inputs, in constants of the recipe."""
     save_adapter(model.encoder, method, folder, base=base, revision=revision)
     head = {name: p.detach().cpu().contiguous() for name, p in model.head.named_parameters()}
     write_atomic(folder / "head.safetensors", save(head))
@@ -71,12 +83,14 @@ def save_classifier(
             "labels": list(labels),
             "pooling": model.pooling,
             "feature_norm": model.feature_norm,
-            "method": section_of(method),
+            "method": section_of(method.stored),
+            **(inputs or {}),
+            **({"drawn": _drawn_facts(model, drawn)} if drawn else {}),
         },
     )
 
 
-def load(folder: str | Path, *, base: str | None = None) -> TextClassifier:
+def load(folder: str | Path, *, base: str | None = None) -> Classifier:
     """The trained classifier that a run left in its ``adapter/`` folder, in eval mode.
 
     ``base`` names the base model where the adapter came from a local folder. Errors: :class:`InputError` for
@@ -94,27 +108,49 @@ def load(folder: str | Path, *, base: str | None = None) -> TextClassifier:
         sound = False
     if not sound:
         raise InputError("dpft.json is damaged, or of another version: expected it as this dpft writes it.")
-    model = TextClassifier(load_encoder(source), labels, pooling, norm)
+    model = classifier(load_encoder(source), labels, pooling, norm)
     attach(model, method, train=("head",), public=Public())
+    fill(model, method, folder, meta)
+    return model
+
+
+def fill(model: Classifier, method: Method, folder: Path, meta: Mapping[str, Any]) -> None:
+    """Put the tensors of an adapter's folder into a classifier that ``method`` was attached to; ``meta`` is its
+    dpft.json. Raises :class:`InputError` where they do not fit."""
     restore(model.encoder, method, _read(folder / "adapter_model.safetensors"))
     head, linear = _read(folder / "head.safetensors"), dict(model.head.named_parameters())
     check(head, linear)
     for name, parameter in linear.items():
         parameter.data.copy_(head[name])
-    return model
+    if meta.get("drawn") is not None and frozen_digest(model) != meta["drawn"].get("frozen_sha256"):
+        raise InputError(
+            "The frozen initial weights could not be drawn again as they were in training: this machine or version of "
+            "torch draws others. Export the run with --merge where it was trained."
+        )
 
 
 def base_source(meta: Mapping[str, Any], base: str | None = None) -> ModelSource:
     """Where to load the base model from that a ``dpft.json`` names; ``base`` says where a local one is.
 
     Raises :class:`InputError` where it was a local folder and ``base`` is not given."""
-    name = str(meta["base"])
+    name, drawn = str(meta["base"]), meta.get("drawn")
+    if drawn is not None:
+        try:
+            made = Drawn(drawn["config"], int(drawn["seed"]))
+        except (KeyError, TypeError, ValueError):
+            raise InputError("dpft.json is damaged: expected the model's configuration and seed in it.") from None
+        checked(made.config)
+        return ModelSource(name, name, drawn=made)
     if base is None and name.startswith("folder:"):
         raise InputError(
             f"The base model was the local folder {name.removeprefix('folder:')!r}, whose path is not recorded. "
             'Give it: dpft.load(folder, base="path/to/model"), or --base on the command line.'
         )
     return resolve(base or name, meta["revision"])
+
+
+def _drawn_facts(model: Classifier, drawn: Drawn) -> dict[str, Any]:
+    return {"config": dict(drawn.config), "seed": drawn.seed, "frozen_sha256": frozen_digest(model)}
 
 
 def _read(path: Path) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dpft.engine.microbatch import Collate, cut, token_length
+from dpft.engine.microbatch import Collate, Length, cut, token_length
 from dpft.models.classifier import predictions
 from dpft.models.precision import products_in
 from dpft.per_sample.batches import to_device
@@ -20,10 +20,11 @@ def accuracy(
     collate: Collate,
     token_budget: int,
     compute: torch.dtype = torch.float32,
+    length: Length = token_length,
 ) -> float:
     """Share of ``examples`` (at least one) whose most likely class is their label."""
     device = next(model.parameters()).device
-    lengths = [token_length(e) for e in examples]
+    lengths = [length(e) for e in examples]
     right = 0
     for piece in cut(range(len(examples)), lengths, token_budget):
         batch = to_device(collate([examples[i] for i in piece]), device)

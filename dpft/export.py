@@ -2,8 +2,10 @@
 
     export(run, to)              adapter_config.json, adapter_model.safetensors, head.safetensors, dpft.json
     export(run, to, merged=True) config.json, model.safetensors, tokenizer, head.safetensors: plain transformers
+    export(run, to, pruning=...) the same, with weights set to zero, and masks.safetensors, which says which
+    export(run, to, merged=True, int8=True)  the same, with model-int8.safetensors: Linear weights in 8 bits
 
-Both with README.md and, from a run's folder, its privacy.json. Files are taken by name, so nothing under private/
+Each with README.md and, from a run's folder, its privacy.json. Files are taken by name, so nothing under private/
 can be among them. Post-processing of what was released already: free of privacy cost.
 """
 
@@ -12,10 +14,9 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,23 +27,31 @@ from dpft.errors import InputError
 from dpft.files import read_json, sync_folder, write_atomic
 from dpft.interop.peft_format import left_out
 from dpft.interop.register import PEFT_TYPE
-from dpft.models.source import load_encoder, load_tokenizer, quiet
+from dpft.models.source import ModelSource, load_encoder, load_tokenizer, quiet
 from dpft.peft.inject import replace_module
 from dpft.peft.merge import merge
+from dpft.peft.pattern import lost_by_merging
+from dpft.peft.prune import Pruning, prune, sparsity
+from dpft.peft.pruned import packed
 from dpft.peft.registry import METHODS, method_from
+from dpft.quantise import loading_int8, save_int8
 from dpft.report.write import figure
+from dpft.usage import Texts, usage
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "head.safetensors", "dpft.json")
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A finished adapter. ``run`` is its run's folder; None for an adapter that was moved out of one."""
+    """A finished adapter. ``run`` is its run's folder; None for an adapter that was moved out of one. ``pruned``
+    says what of it was set to zero, ``changed`` how else the merged weights differ from the trained ones."""
 
     adapter: Path
     run: Path | None
     meta: dict[str, Any]
     statement: dict[str, Any] | None
+    pruned: str = ""
+    changed: tuple[str, ...] = ()
 
     @property
     def mark(self) -> str | None:
@@ -52,16 +61,33 @@ class Trained:
         return f"NOT PRIVATE: {self.statement['noise_source']}"
 
 
-def export(folder: Path, to: Path, *, merged: bool = False, base: str | None = None) -> Trained:
+def export(
+    folder: Path,
+    to: Path,
+    *,
+    merged: bool = False,
+    base: str | None = None,
+    pruning: Pruning | None = None,
+    keep_pattern: bool = False,
+    int8: bool = False,
+) -> Trained:
     """Write ``to`` from a finished run's folder, or its ``adapter/``; it is there whole or not at all.
 
-    ``base`` is where the base model lies, if it was a local folder. Errors: :class:`InputError` for an unfinished
-    run, a ``to`` that is not empty, a base model that can't be found, and a method without a merged form."""
+    ``base`` is where the base model lies, if it was a local folder; what is pruned is merged too. Of a merged
+    model, ``keep_pattern`` keeps the zeros of a sparse base (see :func:`dpft.peft.merge.merge`) and ``int8`` stores
+    Linear weights in 8 bits. Errors: :class:`InputError` for an unfinished run, a ``to`` that is not empty, a base
+    model that can't be found, a method without a merged form, zeros that merging would fill, and a pruning that the
+    model has no place for."""
+    if (keep_pattern or int8) and not merged:
+        raise InputError(f"{'--int8' if int8 else '--keep-pattern'} is about a merged model: give --merge too.")
     found = _find(folder)
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise InputError(f"Expected --to {to} to be a new or empty folder; choose another.")
-    with _whole(to) as part:
-        readme = _write_merged(found, part, base) if merged else _write_adapter(found, part)
+    with whole_folder(to) as part:
+        if merged or pruning:
+            found, readme = _write_merged(found, part, base, pruning, keep_pattern=keep_pattern, int8=int8)
+        else:
+            readme = _write_adapter(found, part)
         if found.run:
             shutil.copyfile(found.run / "privacy.json", part / "privacy.json")
         write_atomic(part / "README.md", readme.encode())
@@ -82,13 +108,14 @@ def _find(folder: Path) -> Trained:
     try:
         method_from(meta["method"])
         _facts(Trained(adapter, run, meta, statement))
+        usage(meta, run)
     except (KeyError, TypeError, AttributeError, ValueError):
         raise InputError("dpft.json or privacy.json is damaged: expected them as dpft run writes them.") from None
     return Trained(adapter, run, meta, statement)
 
 
 @contextmanager
-def _whole(to: Path) -> Iterator[Path]:
+def whole_folder(to: Path) -> Iterator[Path]:
     """A folder beside ``to`` that takes its place if all went well, and goes if not."""
     to.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=f".{to.name}.", dir=to.parent))
@@ -114,34 +141,81 @@ def _write_adapter(found: Trained, part: Path) -> str:
     return _readme(found, _load_adapter(found, read_json(part / "adapter_config.json")))
 
 
-def _write_merged(found: Trained, part: Path, base: str | None) -> str:
+def _write_merged(
+    found: Trained, part: Path, base: str | None, pruning: Pruning | None, *, keep_pattern: bool, int8: bool
+) -> tuple[Trained, str]:
     name = found.meta["method"]["name"]
     if not METHODS[name].merges:
         raise InputError(
-            f"The method {name!r} computes what the base model's own layers can't, so it has no merged form; "
-            "leave --merge out."
+            f"The method {name!r} computes what the base model's own layers can't, so it has no merged form"
+            + (", which pruning needs." if pruning else "; leave --merge out.")
         )
-    source = base_source(found.meta, base)
-    model, tokenizer = load(found.adapter, base=base), load_tokenizer(source)
-    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token  # which one is behind the mask does not matter
-    encoder: Any = merge(model).encoder
+    source, words = base_source(found.meta, base), usage(found.meta, found.run)
+    model = load(found.adapter, base=base)
+    if pruning:
+        found = replace(found, pruned=_prune(model.encoder, pruning, part))
+    if keep_pattern and (lost := lost_by_merging(model)):
+        found = replace(found, changed=(_kept_pattern(lost),))
+    encoder: Any = merge(model, keep_pattern=keep_pattern).encoder
     for unused in left_out(encoder):  # or transformers would fill its place with random weights, and say so
         replace_module(encoder, unused, load_encoder(source).get_submodule(unused))
     labels = found.meta["labels"]
     encoder.config.id2label = dict(enumerate(labels))
     encoder.config.label2id = {label: i for i, label in enumerate(labels)}
-    with quiet():
-        encoder.save_pretrained(part)
-        tokenizer.save_pretrained(part)
+    if int8:
+        save_int8(encoder, part)
+        found = replace(found, changed=(*found.changed, _INT8))
+    else:
+        with quiet():
+            encoder.save_pretrained(part)
+    if isinstance(words, Texts):
+        _write_tokenizer(source, part)
     write_atomic(part / "head.safetensors", save({n: p.detach() for n, p in model.head.named_parameters()}))
-    return _readme(found, _load_merged(found))
+    code = loading_int8(words.code()) if int8 else words.code()
+    return found, _readme(found, f"## Loading\n\n```python\n{code}\n```\n")
+
+
+_INT8 = (
+    "Linear weights in 8 bits, each row with a scale, so an entry is off by at most half of its row's scale; from the "
+    "weights alone, which is post-processing and costs no privacy"
+)
+
+
+def _kept_pattern(lost: dict[str, float]) -> str:
+    worst = max(lost, key=lost.__getitem__)
+    return (
+        f"the base's zeros were kept in {len(lost)} layers, so this model is not the one that was trained: without "
+        f"what was dropped a layer's weight differs by up to {lost[worst]:.2%} of its norm "
+        f"({worst.removeprefix('encoder.')})"
+    )
+
+
+def _write_tokenizer(source: ModelSource, part: Path) -> None:
+    tokenizer = load_tokenizer(source)
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token  # which one is behind the mask does not matter
+    with quiet():
+        tokenizer.save_pretrained(part)
+
+
+def _prune(encoder: Any, pruning: Pruning, part: Path) -> str:
+    """Fold and prune ``encoder``, write the masks, and say what was done."""
+    masks = prune(encoder, pruning.ratio, heads=pruning.heads, scope=pruning.scope)
+    write_atomic(part / "masks.safetensors", save({f"{name}.weight": packed(m) for name, m in masks.items()}))
+    zeros, of = sparsity(masks)
+    how = f"{pruning.heads} heads of each attention, " if pruning.heads else ""
+    return (
+        f"{how}{zeros:,} of the {of:,} weights of the blocks' Linear layers are exactly zero ({zeros / of:.1%}); "
+        "found from the trained values alone, which is post-processing and costs no privacy. "
+        "masks.safetensors has them, eight weights a byte (numpy.unpackbits; 1 = kept)"
+    )
 
 
 def _readme(found: Trained, loading: str) -> str:
     mark = f"**{found.mark}. Nothing is promised to the people behind the training records.**\n\n" if found.mark else ""
     facts = "\n".join(f"| {name} | {value} |" for name, value in _facts(found))
     name = found.meta["base"].partition(":")[2] or found.meta["base"]
-    return f"# A text classifier on {name}\n\n{mark}| | |\n|---|---|\n{facts}\n\n{loading}{_records(found)}"
+    words = usage(found.meta, found.run)
+    return f"# {words.what} on {name}\n\n{mark}| | |\n|---|---|\n{facts}\n\n{loading}{words.inputs()}"
 
 
 def _facts(found: Trained) -> list[tuple[str, str]]:
@@ -152,6 +226,8 @@ def _facts(found: Trained) -> list[tuple[str, str]]:
         ("method", meta["method"]["name"] + (f" ({fields})" if fields else "")),
         ("base model", meta["base"] + at),
         ("labels", ", ".join(meta["labels"])),
+        *([("pruned", found.pruned)] if found.pruned else []),
+        *(("weights", change) for change in found.changed),
     ]
     if made is None:
         return [*facts, ("privacy", "no statement was beside the adapter: ask whoever trained it for privacy.json")]
@@ -165,20 +241,11 @@ def _facts(found: Trained) -> list[tuple[str, str]]:
     ]
 
 
-def _records(found: Trained) -> str:
-    """How the training texts were brought to tokens, which a run's recipe says."""
-    try:
-        text = (found.run / "run.toml").read_text() if found.run else ""
-        data = tomllib.loads(text)["data"]
-        length, template = int(data["max_length"]), str(data["template"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""
-    return f"\nTraining texts were put into the template `{template}` and cut at {length} tokens.\n"
-
-
 def _load_adapter(found: Trained, config: dict[str, Any]) -> str:
     ours = "import dpft  # makes the method known to peft\n" if config.get("peft_type") == PEFT_TYPE else ""
     base, revision = found.meta["base"], found.meta["revision"]
+    if "drawn" in found.meta:
+        return _DRAWN
     _, local, name = base.partition(":")
     where = f'"path/to/{name}"' if local else f'"{base}"' + (f', revision="{revision}"' if revision else "")
     return f"""## Loading
@@ -195,34 +262,8 @@ the base model is a local folder.
 """
 
 
-_POOLING = {
-    "cls": "hidden[:, 0]",
-    "last": 'hidden[range(len(hidden)), (batch["attention_mask"] * torch.arange(hidden.shape[1])).argmax(1)]',
-    "mean": '(hidden * batch["attention_mask"][..., None]).sum(1) / batch["attention_mask"].sum(1, keepdim=True)',
-}
+_DRAWN = """## Loading
 
-
-def _load_merged(found: Trained) -> str:
-    norm = found.meta["feature_norm"]
-    scale = f"    pooled = {norm!r} * F.normalize(pooled, dim=-1)\n" if norm is not None else ""
-    return f"""## Loading
-
-```python
-import torch
-import torch.nn.functional as F
-from safetensors.torch import load_file
-from transformers import AutoModel, AutoTokenizer
-
-folder = "path/to/this/folder"
-tokenizer, encoder = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
-head = load_file(f"{{folder}}/head.safetensors")
-
-
-@torch.no_grad()
-def logits(texts):  # [number of texts, {len(found.meta["labels"])}]; the label of class i is encoder.config.id2label[i]
-    batch = tokenizer(texts, truncation=True, padding=True, return_tensors="pt")
-    hidden = encoder(**batch).last_hidden_state
-    pooled = {_POOLING[found.meta["pooling"]]}
-{scale}    return F.linear(pooled, head["weight"], head["bias"])
-```
+`dpft.load("path/to/this/folder")`: the model had no pretrained weights, and its configuration and the seed of its
+initial weights stand in dpft.json. For transformers without dpft, export the run with `--merge`.
 """

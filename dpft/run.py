@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from dpft.adapter import save_classifier
 from dpft.books import DataSetBooks
+from dpft.cache.task import CachedTask
 from dpft.config import PrivacySection, Recipe, dump_recipe
-from dpft.data import Collator, load_text_data, public_id, synthetic_examples, tokenise
-from dpft.data.fingerprint import fingerprint
+from dpft.data import public_id
+from dpft.data.fingerprint import same_records
 from dpft.engine.checkpoint import Checkpoints
 from dpft.engine.engine import PrivateEngine
 from dpft.engine.plan import Plan, plan
@@ -24,17 +24,21 @@ from dpft.errors import InputError, PrivacyError, TrainingError
 from dpft.evaluate import accuracy
 from dpft.files import private_folder, read_json, sync_folder, write_atomic, write_json
 from dpft.journal import private_stats
-from dpft.models.classifier import TextClassifier
+from dpft.models.classifier import Classifier, classifier
 from dpft.models.losses import classification_loss
 from dpft.models.precision import attention_for, compute_dtype
-from dpft.models.source import ModelSource, load_encoder, load_tokenizer, pinned, resolve
-from dpft.peft import attach
+from dpft.models.source import ModelSource, load_encoder, pinned, resolve
+from dpft.paid_mask import check_mask_steps, choose_mask, facts_of
 from dpft.peft.method import Method
 from dpft.peft.registry import method_from
+from dpft.peft.soft_prompt import check_room, cost
 from dpft.per_sample.capture import trainable
+from dpft.public import attach_informed, check_public
 from dpft.report.statement import trained
 from dpft.report.write import write_report
 from dpft.schedule import build_optimizer, set_rates
+from dpft.start import Start
+from dpft.task import Task, task_of
 
 RUN = "train"
 _NEEDED_BYTES = 200_000_000  # free disk space asked for before a run starts
@@ -72,26 +76,37 @@ def run(recipe: Recipe, folder: Path, *, resume: bool = False, watch: Watch | No
     Order matters: plan and preflight come before any record is read, the ledgers before any noise, and nothing
     is put into ``folder/adapter`` before the last check has passed."""
     watch = watch or Watch()
+    check_public(recipe)
     promised = _promise(recipe, folder, resume)
+    check_mask_steps(recipe, promised)
     books = DataSetBooks(recipe.ledger, promised, folder, recipe.name) if recipe.ledger else None
     if books:
         books.check()
+    start = Start.of(recipe, promised, folder)
     watch.planned(promised)
-    source = resolve(recipe.model.source, recipe.model.revision)
+    source = resolve(recipe.model.source, recipe.model.revision, seed=recipe.seed)
     watch.say(f"loading {source.public_name}")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     compute = compute_dtype(recipe.train.precision, device)
-    model, method = build_model(recipe, source, attention_for(compute, device))
+    if recipe.public:
+        watch.say(f"looking at the public records {public_id(recipe.public)}")
+    model, method = build_model(recipe, source, attention_for(compute, device), folder / "private", resume)
+    if start:
+        method = start.apply(model, method, source)
     model.to(device)
     source = pinned(source, model.encoder)
-    tokenizer = load_tokenizer(source)
-    collate = Collator.for_tokenizer(tokenizer)
-    optimizer = build_optimizer(recipe.optimizer, model, model.head)
+    task = task_of(recipe.data, source, model)
     private = private_folder(folder / "private")
+    rest = choose_mask(
+        model, method, recipe, promised, task, folder, compute, books, resume=resume, say=watch.say, stop=watch.stop
+    )
+    optimizer = build_optimizer(recipe.optimizer, model, model.head)
+    cache = _cached(recipe, task, model, private / "cache", compute) if recipe.cache else None
+    training = cache or task
     with PrivateEngine(
         model,
         optimizer,
-        promised,
+        rest,
         loss=classification_loss,
         ledger=folder / "ledger.jsonl",
         dataset=public_id(recipe.data),
@@ -101,40 +116,57 @@ def run(recipe: Recipe, folder: Path, *, resume: bool = False, watch: Watch | No
         compute=compute,
         on_step=private_stats(private / "steps.jsonl"),
     ) as engine:
-        _write_facts(folder, recipe, promised, engine, source, books)
+        _write_facts(folder, recipe, promised, engine, source, books, start)
         watch.say("preflight: every gradient against one example at a time")
-        engine.preflight(_synthetic(recipe, model, collate))
+        engine.preflight(training.synthetic())
         if books:
             books.charge()
         watch.say("reading the records")
-        data = load_text_data(recipe.data)
-        _same_records(private / "fingerprint.json", fingerprint(data.train), resume)
-        examples = tokenise(tokenizer, data.train, recipe.data)
+        data = task.load()
+        same_records(private / "fingerprint.json", data.train, resume or rest is not promised)
+        examples = cache.examples(data.train, watch.say) if cache else task.examples(data.train)
         checkpoints = Checkpoints(private)
         if resume:
             _restore(checkpoints, engine, watch)
-        _train(recipe, engine, examples, collate, checkpoints, watch)
+        _train(recipe, engine, examples, training, checkpoints, watch)
         model.eval()
-        heldout = tokenise(tokenizer, data.heldout, recipe.data)
-        score = accuracy(model, heldout, collate, recipe.train.token_budget, compute) if heldout else None
+        heldout = task.examples(data.heldout)
+        budget = recipe.train.token_budget
+        score = accuracy(model, heldout, task.collate, budget, compute, cost(model, task.length)) if heldout else None
     if books:
         books.confirm()
     public = recipe.evaluate.public
     _record_score(folder, score, len(heldout), public=public)
-    _release(folder, model, method, recipe, source)
+    _release(folder, model, method, recipe, source, task)
     made = write_report(folder)
+    if cache:
+        cache.finish()
     return Outcome(folder, promised, made, score if public else None, len(heldout) if public else None)
 
 
-def build_model(recipe: Recipe, source: ModelSource, attention: str | None = None) -> tuple[TextClassifier, Method]:
+def build_model(
+    recipe: Recipe,
+    source: ModelSource,
+    attention: str | None = None,
+    private: Path | None = None,
+    resume: bool = False,
+) -> tuple[Classifier, Method]:
     """The classifier with its method in place; everything else frozen and in eval mode unless dropout is asked for.
 
-    The head trains with every method, since it starts at zero."""
+    The head trains with every method, since it starts at zero. ``private`` is where a run keeps what its method took
+    from public records, and finds it on ``resume``."""
     method = method_from(recipe.method.model_dump())
     encoder = load_encoder(source, attention)
-    model = TextClassifier(encoder, len(recipe.data.labels), recipe.model.pooling, recipe.model.feature_norm)
-    attach(model, method, train=("head",), seed=recipe.seed)
+    model = classifier(encoder, len(recipe.data.labels), recipe.model.pooling, recipe.model.feature_norm)
+    attach_informed(model, method, recipe, source, private, resume)
+    check_room(model, recipe.data.max_length)
     return model.train(recipe.model.dropout), method
+
+
+def _cached(recipe: Recipe, task: Task, model: Classifier, folder: Path, compute: torch.dtype) -> CachedTask:
+    """The same task, whose training batches bring what the frozen part of ``model`` computes of them."""
+    assert recipe.cache is not None  # the caller asks
+    return CachedTask(recipe.cache, task, model, classification_loss, folder, compute, recipe.train.token_budget)
 
 
 def _promise(recipe: Recipe, folder: Path, resume: bool) -> Plan:
@@ -175,6 +207,7 @@ def _write_facts(
     engine: PrivateEngine,
     source: ModelSource,
     books: DataSetBooks | None,
+    start: Start | None,
 ) -> None:
     """plan.json: the plan, and what else the statement needs. Public figures only."""
     params = trainable(engine.model)
@@ -189,24 +222,11 @@ def _write_facts(
         "noise_is_private": engine.noise_is_private,
         "heldout_public": recipe.evaluate.public,
         "data_set_run": books.run if books else None,
+        "started_from": dict(start.facts) if start else None,
+        "public_records": public_id(recipe.public) if recipe.public else None,
+        "mask": facts_of(recipe, method_from(recipe.method.model_dump())),
     }
     write_json(folder / "plan.json", facts)
-
-
-def _synthetic(recipe: Recipe, model: TextClassifier, collate: Collator) -> dict[str, Any]:
-    longest = min(recipe.data.max_length, 48)
-    types = "token_type_ids" in collate.model_input_names
-    rng = np.random.default_rng(0)  # shapes for the proof; no privacy rests on it
-    labels = len(recipe.data.labels)
-    examples = synthetic_examples(model.config.vocab_size, 4, (min(5, longest), longest), labels, rng, types)
-    return collate(examples)
-
-
-def _same_records(path: Path, found: str, resume: bool) -> None:
-    """The fingerprint is a function of the records: it stays private, and only says "same" or "changed"."""
-    if resume and path.exists() and read_json(path)["sha256"] != found:
-        raise PrivacyError("The records changed since this run began; its ledger speaks of others. Start a new run.")
-    write_json(path, {"sha256": found}, private=True)
 
 
 def _restore(checkpoints: Checkpoints, engine: PrivateEngine, watch: Watch) -> None:
@@ -225,7 +245,7 @@ def _train(
     recipe: Recipe,
     engine: PrivateEngine,
     examples: list[Any],
-    collate: Collator,
+    task: Task,
     checkpoints: Checkpoints,
     watch: Watch,
 ) -> None:
@@ -234,7 +254,7 @@ def _train(
     if engine.steps_charged >= steps:
         engine.finish()
         return
-    for batch in engine.batches(examples, collate):
+    for batch in engine.batches(examples, task.collate, length=cost(engine.model, task.length)):
         done = engine.steps_charged
         set_rates(engine.optimizer, recipe.optimizer, done - 1, steps)
         engine.step(batch)
@@ -259,11 +279,20 @@ def _record_score(folder: Path, score: float | None, records: int, *, public: bo
         write_json(folder / "private" / "evaluation.json", {"accuracy": score, "records": records}, private=True)
 
 
-def _release(folder: Path, model: TextClassifier, method: Method, recipe: Recipe, source: ModelSource) -> None:
+def _release(folder: Path, model: Classifier, method: Method, recipe: Recipe, source: ModelSource, task: Task) -> None:
     """Write the adapter beside its place and rename it in, so that it is there whole or not at all."""
     part = folder / "adapter.part"
     shutil.rmtree(part, ignore_errors=True)
-    save_classifier(model, method, part, base=source.public_name, revision=source.revision, labels=recipe.data.labels)
+    save_classifier(
+        model,
+        method,
+        part,
+        base=source.public_name,
+        revision=source.revision,
+        labels=recipe.data.labels,
+        drawn=source.drawn,
+        inputs=task.inputs(),
+    )
     shutil.rmtree(folder / "adapter", ignore_errors=True)  # of a run stopped between here and its report
     part.rename(folder / "adapter")
     sync_folder(folder)

@@ -80,7 +80,14 @@ LORAS = [dpft.LoRA(2), dpft.LoRA(3, alpha=7.5), dpft.LoRA(2, alpha=1, targets=("
 
 
 # What a method needs beside its defaults.
-FIELDS: dict[str, dict[str, Any]] = {"tokens": {"tokens": (3, 5)}, "adapter": {"bottleneck": 4}, "compacter": {"n": 2}}
+FIELDS: dict[str, dict[str, Any]] = {
+    "tokens": {"tokens": (3, 5)},
+    "adapter": {"bottleneck": 4},
+    "compacter": {"n": 2},
+    "prompt": {"length": 3},
+    "attempt": {"count": 2, "length": 3, "width": 4, "temperature": 2.0},
+    "dsee": {"rank": 2, "nonzeros": 5},
+}
 METHODS: list[Method] = [
     *LORAS,
     dpft.LoRA(2, targets=("query", "key", "value"), fuse_qkv=True, freeze_a=True),
@@ -195,7 +202,8 @@ def rewrite(name: str, change: Callable[[dict[str, Tensor]], object]) -> Callabl
 
 
 def first(tensors: dict[str, Tensor], f: Callable[[Tensor], Tensor]) -> None:
-    name = min(tensors)
+    """Change the first tensor of numbers; masks and positions are whole numbers."""
+    name = min(n for n, t in tensors.items() if t.is_floating_point())
     tensors[name] = f(tensors[name]).contiguous()
 
 

@@ -22,8 +22,21 @@ LINES = (
     ("dpft.per_sample",),
     ("dpft.models", "dpft.peft"),
     ("dpft.adapter", "dpft.engine", "dpft.interop"),
-    ("dpft.report", "dpft.books", "dpft.evaluate", "dpft.journal", "dpft.schedule"),
-    ("dpft.run", "dpft.export"),
+    ("dpft.quantise",),
+    (
+        "dpft.report",
+        "dpft.books",
+        "dpft.cache",
+        "dpft.evaluate",
+        "dpft.journal",
+        "dpft.schedule",
+        "dpft.task",
+        "dpft.usage",
+    ),
+    ("dpft.public",),
+    ("dpft.paid_mask",),
+    ("dpft.run", "dpft.export", "dpft.start"),
+    ("dpft.source_prompts", "dpft.sparsify"),
     ("dpft.cli",),
 )
 MODULES = {path: ".".join(path.relative_to(ROOT).with_suffix("").parts) for path in sorted(DPFT.rglob("*.py"))}

@@ -22,6 +22,8 @@ app = typer.Typer(
 )
 ledger_app = typer.Typer(help="Look into a ledger: budgets spent, by data set and run.", no_args_is_help=True)
 app.add_typer(ledger_app, name="ledger")
+cache_app = typer.Typer(help="What runs keep of the frozen backbone: show it, delete it.", no_args_is_help=True)
+app.add_typer(cache_app, name="cache")
 
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe field.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
@@ -160,6 +162,27 @@ def ledger_verify(file: Annotated[Path, typer.Argument(help="A ledger.jsonl.")],
     verify_ledger(file, as_json=as_json)
 
 
+@cache_app.command("show")
+def cache_show(
+    path: Annotated[Path, typer.Argument(metavar="RUN|FOLDER", help="A run's folder, or a folder of runs.")],
+    as_json: Json = False,
+) -> None:
+    """The caches in a folder and their sizes. Private: they say how long the records are."""
+    from dpft.cli.cache import show_caches
+
+    show_caches(path, as_json=as_json)
+
+
+@cache_app.command("delete")
+def cache_delete(
+    path: Annotated[Path, typer.Argument(metavar="RUN|FOLDER", help="A run's folder, or a folder of runs.")],
+) -> None:
+    """Delete the caches in a folder; a run that is resumed computes its own anew."""
+    from dpft.cli.cache import delete_caches
+
+    delete_caches(path)
+
+
 @app.command("report")
 def report_command(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A run's folder.")]) -> None:
     """Rebuild report.html, report.md and privacy.json from a run's plan, ledger and public metrics."""
@@ -175,12 +198,76 @@ def export_command(
     merge: Annotated[
         bool, typer.Option("--merge", help="One plain transformers model with the adapter folded in.")
     ] = False,
+    int8: Annotated[bool, typer.Option("--int8", help="Merged, with Linear weights in 8 bits.")] = False,
+    keep_pattern: Annotated[
+        bool, typer.Option("--keep-pattern", help="Merged, without what would fill the zeros of a sparse base.")
+    ] = False,
     base: Annotated[str | None, typer.Option(help="Where the base model is, if it was a local folder.")] = None,
 ) -> None:
     """Copy a trained adapter in HF peft's format, or merge it, with a README that says how to load it."""
     from dpft.cli.export import export_run
 
-    export_run(folder, to, base, merged=merge)
+    export_run(folder, to, base, merged=merge, keep_pattern=keep_pattern, int8=int8)
+
+
+@app.command("source-prompt")
+def source_prompt_command(
+    recipe: Annotated[Path, typer.Argument(help="A recipe of the method prompt on public records.")],
+    to: Annotated[Path, typer.Option(metavar="FILE", help="Source prompts for the method attempt; added at its end.")],
+    overrides: Set = None,
+    name: Annotated[str | None, typer.Option(help="The prompt's name in the file; the recipe's by default.")] = None,
+    public: Annotated[
+        bool, typer.Option("--public", help="Declare that all of the recipe's records are public.")
+    ] = False,
+) -> None:
+    """Train a prompt on a public task WITHOUT privacy, for the method attempt to mix from."""
+    from dpft.cli.source_prompt import train_source_prompt
+
+    train_source_prompt(recipe, overrides or [], to, name, public=public)
+
+
+@app.command("prune")
+def prune_command(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A finished run's folder, or its adapter/.")],
+    to: Annotated[Path, typer.Option(metavar="DIR", help="The new folder; whole or not there at all.")],
+    ratio: Annotated[
+        float | None, typer.Option(help="Share of the blocks' weights to set to zero; 0.2 by default.")
+    ] = None,
+    heads: Annotated[int | None, typer.Option(help="Instead: attention heads to drop in each layer.")] = None,
+    scope: Annotated[
+        str, typer.Option(help="global: the lowest scores of all layers together; layer: the same share of each.")
+    ] = "global",
+    base: Annotated[str | None, typer.Option(help="Where the base model is, if it was a local folder.")] = None,
+) -> None:
+    """Merge a trained adapter and prune the model by its trained values: free of privacy cost."""
+    from dpft.cli.export import prune_run
+
+    prune_run(folder, to, base, ratio, heads, scope)
+
+
+@app.command("sparsify")
+def sparsify_command(
+    model: Annotated[str, typer.Argument(help="The pretrained model, named as model.source in a recipe.")],
+    to: Annotated[Path, typer.Option(metavar="DIR", help="The new model's folder; whole or not there at all.")],
+    text: Annotated[Path, typer.Option(help="Text to learn from while pruning: a file in UTF-8.")],
+    public: Annotated[bool, typer.Option("--public", help="Declare that all of the text is public.")] = False,
+    sparsity: Annotated[
+        float | None, typer.Option(help="Share of each block Linear's weights that ends at zero; 0.85 by default.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps in all, the first half pruning; 1000 by default.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Windows of text in a step; 32 by default.")] = None,
+    length: Annotated[int | None, typer.Option(help="Tokens in a window; 64 by default.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate at the start of each half; 1e-4 by default.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Order of the windows and masked tokens; 0 by default.")] = None,
+    distil: Annotated[
+        bool, typer.Option("--distil/--no-distil", help="Whether half of the loss is to predict as the dense model.")
+    ] = True,
+) -> None:
+    """Prune a pretrained model on public text WITHOUT privacy, for private training on top that keeps its zeros."""
+    from dpft.cli.sparsify import sparsify_model
+
+    options = {"sparsity": sparsity, "steps": steps, "batch": batch, "length": length, "lr": lr, "seed": seed}
+    sparsify_model(model, to, text, public=public, distil=distil, **options)
 
 
 @app.command("methods")

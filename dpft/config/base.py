@@ -63,6 +63,9 @@ OptionalWord = Annotated[Word | None, BeforeValidator(_empty_to_none)]
 Words = Annotated[tuple[Word, ...], BeforeValidator(_list_to_tuple)]
 """A TOML array of text, kept as a tuple so that a recipe stays frozen."""
 
+Numbers = Annotated[tuple[float, ...], BeforeValidator(_list_to_tuple)]
+"""A TOML array of finite numbers, kept as a tuple."""
+
 Count = Annotated[int, Field(ge=1, le=10**12)]
 """A whole number of at least 1; the upper end only keeps arithmetic within 64 bits."""
 

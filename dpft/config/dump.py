@@ -11,9 +11,9 @@ from dpft.config.schema import Recipe
 def dump_recipe(recipe: Recipe) -> str:
     """The resolved recipe, defaults included; ``parse_recipe(dump_recipe(r)) == r``.
 
-    Absent values are left out, since TOML has no word for them.
+    Absent values are left out, since TOML has no word for them, and so are a text's fields where records are images.
     """
-    values = recipe.model_dump(exclude_none=True)
+    values = recipe.model_dump(exclude_none=True, exclude={"data": set(recipe.data.unused)})
     plain = {key: value for key, value in values.items() if not isinstance(value, dict)}
     tables = {key: value for key, value in values.items() if isinstance(value, dict)}
     blocks = [_lines(plain)] + [f"[{name}]\n{_lines(table)}" for name, table in tables.items()]

@@ -11,63 +11,23 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from dpft.config.base import Positive, Section, Words, wrong
+from dpft.config.base import Positive, Section, wrong
+from dpft.config.bottleneck_section import Activation, BottleneckSection, Width
+from dpft.config.layer_names import Layers, Parts, Paths, each_once
 from dpft.config.presets import PRESETS
-
-_PARTS = ("q", "k", "v")
+from dpft.config.sections_dsee import DSEESection
+from dpft.config.sections_prompts import AttemptSection, PrefixSection, PromptSection
+from dpft.config.sections_sparse import SparseAdapterSection
 
 
 def _to_tuple(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _each_once(names: tuple[Any, ...]) -> tuple[Any, ...]:
-    if len(set(names)) < len(names):
-        raise ValueError("expected each name once")
-    return names
-
-
-def _last_components(names: tuple[str, ...]) -> tuple[str, ...]:
-    if any("." in name for name in names):
-        raise ValueError('expected last components of module names, such as "query"; no dots')
-    if "all-linear" in names and len(names) > 1:
-        raise ValueError('expected "all-linear" by itself, since it names every Linear layer of the blocks')
-    return names
-
-
-def _whole_layers(names: tuple[str, ...]) -> tuple[str, ...]:
-    if any(":" in name for name in names):
-        raise ValueError("expected whole layers; only lora adapts a part of one")
-    return names
-
-
-def _parts_of_layers(names: tuple[str, ...]) -> tuple[str, ...]:
-    if any(":" in name and name.partition(":")[2] not in _PARTS for name in names):
-        raise ValueError('expected q, k or v after the colon, as in "c_attn:q"')
-    return names
-
-
-Paths = Annotated[Words, Field(max_length=1000), AfterValidator(_each_once), AfterValidator(_whole_layers)]
-"""Ends of dotted module names, each of one component or several (``mlp.c_proj``)."""
-
-Layers = Annotated[Paths, AfterValidator(_last_components)]
-"""Last components of module names."""
-
-Parts = Annotated[
-    Words,
-    Field(max_length=1000),
-    AfterValidator(_each_once),
-    AfterValidator(_last_components),
-    AfterValidator(_parts_of_layers),
-]
-"""The same, or a part of a projection that holds query, key and value in one weight."""
-
-Activation = Literal["gelu", "gelu_new", "relu", "silu"]
-Placement = Literal["both", "ffn", "attention"]
-Width = Annotated[int, Field(ge=1, le=65_536)]
+Pattern = Literal["lock", "ignore"]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 TokenIds = Annotated[
-    tuple[TokenId, ...], BeforeValidator(_to_tuple), Field(max_length=65_536), AfterValidator(_each_once)
+    tuple[TokenId, ...], BeforeValidator(_to_tuple), Field(max_length=65_536), AfterValidator(each_once)
 ]
 
 
@@ -84,6 +44,7 @@ class LoRASection(Section):
     freeze_a: bool = Field(default=False, description="whether B alone trains (FFA-LoRA)")
     rslora: bool = Field(default=False, description="whether the scaling is alpha/sqrt(rank)")
     init: Literal["kaiming", "xavier"] = Field(default="kaiming", description="how A starts")
+    pattern: Pattern = Field(default="ignore", description="whether the factors keep off the zeros of sparse layers")
 
     @model_validator(mode="after")
     def _rslora_scales_by_alpha(self) -> Self:
@@ -135,6 +96,7 @@ class LastLayersSection(Section):
 
     name: Literal["last-k"] = Field(description="the method")
     k: Width = Field(default=1, description="how many of the last transformer blocks train")
+    pattern: Pattern = Field(default="lock", description="whether the zeros of sparse layers stay zero")
 
 
 class FullSection(Section):
@@ -143,6 +105,7 @@ class FullSection(Section):
     name: Literal["full"] = Field(description="the method")
     targets: Layers = Field(default=(), description="last components of names of Linear layers; [] = the whole model")
     biases: bool = Field(default=True, description="whether biases train too")
+    pattern: Pattern = Field(default="lock", description="whether the zeros of sparse layers stay zero")
 
 
 class TokensSection(Section):
@@ -158,29 +121,7 @@ class TokensSection(Section):
         return self
 
 
-class _BottleneckSection(Section):
-    """What adapters of any kind share."""
-
-    name: str = Field(description="the method")
-    bottleneck: Width | None = Field(default=None, description="the width inside an adapter; absent = by reduction")
-    reduction: Width | None = Field(
-        default=None, description="the width outside over the width inside; absent = the method's usual size"
-    )
-    bias: bool = Field(default=True, description="whether the added layers have biases")
-    activation: Activation = Field(default="gelu", description="the function between the added layers")
-    placement: Placement = Field(default="both", description="which sublayers an adapter follows")
-    before_dropout: bool = Field(default=False, description="whether the attention's dropout follows its adapter")
-    norms: bool = Field(default=False, description="whether the model's normalisation layers train too")
-    targets: Paths = Field(default=(), description="ends of names of the modules to adapt; [] = by placement")
-
-    @model_validator(mode="after")
-    def _one_size(self) -> Self:
-        if self.bottleneck is not None and self.reduction is not None:
-            raise wrong("bottleneck", "expected either bottleneck or reduction, found both; leave one out")
-        return self
-
-
-class AdapterSection(_BottleneckSection):
+class AdapterSection(BottleneckSection):
     """Bottleneck adapters: Houlsby et al. 2019."""
 
     name: Literal["adapter"] = Field(description="the method")
@@ -188,7 +129,7 @@ class AdapterSection(_BottleneckSection):
     init_std: Positive = Field(default=1e-3, description='the standard deviation of init = "normal"')
 
 
-class CompacterSection(_BottleneckSection):
+class CompacterSection(BottleneckSection):
     """Compacter: Karimi Mahabadi et al. 2021."""
 
     name: Literal["compacter"] = Field(description="the method")
@@ -208,7 +149,12 @@ MethodSection = Annotated[
     | FullSection
     | TokensSection
     | AdapterSection
-    | CompacterSection,
+    | CompacterSection
+    | PromptSection
+    | PrefixSection
+    | AttemptSection
+    | DSEESection
+    | SparseAdapterSection,
     Field(discriminator="name"),
 ]
 """The sections that ``[method]`` may be."""

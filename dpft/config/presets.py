@@ -18,6 +18,20 @@ _COMPACTER: Mapping[str, Any] = {
     "init": "private",
 }
 
+_SPARSE_ADAPTER: Mapping[str, Any] = {
+    "name": "sparse-adapter",
+    "bottleneck": 64,
+    "bias": True,
+    "activation": "relu",
+    "placement": "both",
+    "norms": False,
+    "input_norm": True,
+    "init": "normal",
+    "init_std": 0.02,
+    "density": 0.6,
+    "mask": "random",
+}
+
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     # Houlsby et al. 2019, arXiv 1902.00751
     "houlsby2019": {
@@ -71,4 +85,14 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     # method without a preset could then not be written down.
     "mahabadi2021": _COMPACTER,
     "compacter++": {**_COMPACTER, "placement": "ffn"},
+    # Chen et al. 2021, arXiv 2111.00160; A starts with standard deviation 0.02
+    "chen2021-dsee": {"name": "dsee", "rank": 16, "alpha": 32.0, "nonzeros": 64},
+    # Lester et al. 2021, arXiv 2104.08691
+    "lester2021-prompt": {"name": "prompt", "length": 100, "init": "vocabulary"},
+    # Asai et al. 2022, arXiv 2205.11961; its six source prompts are a file: sources = "prompts.safetensors"
+    "attempt2022": {"name": "attempt", "count": 6, "length": 100, "width": 100, "train_norm": False},
+    # He et al. 2022, arXiv 2210.04284, its RoBERTa settings; density is the share kept. The masks that the paper likes
+    # best are SNIP's, which look at records: mask = "snip" with [public] or mask_steps
+    "he2022-sparse-adapter": _SPARSE_ADAPTER,
+    "he2022-large-sparse": {**_SPARSE_ADAPTER, "bottleneck": 4 * 64, "density": 0.6 / 4},
 }

@@ -8,15 +8,18 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from dpft.config.base import Count, OptionalWord, Positive, Section, Word, wrong
+from dpft.config.cache_section import CacheSection
 from dpft.config.data_section import DataSection
 from dpft.config.method_section import MethodSection, with_preset
 from dpft.config.privacy_section import PrivacySection
+from dpft.config.public_section import PublicSection, check_apart
+from dpft.config.start_section import StartSection
 
 
 class ModelSection(Section):
     """The pretrained model and how its token features become one vector."""
 
-    source: Word = Field(description='"package:NAME", a hub name, or a local folder')
+    source: Word = Field(description='"package:NAME", a hub name, a local folder, or "config:FILE" without weights')
     revision: OptionalWord = Field(default=None, description="the hub model's commit, tag or branch")
     pooling: Literal["cls", "mean", "last"] = Field(default="mean", description="how token features become one vector")
     feature_norm: Positive | None = Field(
@@ -26,10 +29,12 @@ class ModelSection(Section):
 
     @model_validator(mode="after")
     def _revision_is_the_hubs(self) -> Self:
-        if self.revision is not None and self.source.startswith(("package:", "/", "./", "../", "~")):
+        if self.revision is not None and self.source.startswith(("package:", "config:", "/", "./", "../", "~")):
             raise wrong("revision", "only a hub model has one; leave it out")
         if self.source == "package:":
             raise wrong("source", 'expected the package\'s name after "package:"')
+        if self.source == "config:":
+            raise wrong("source", 'expected the path of a JSON file after "config:"')
         return self
 
 
@@ -92,6 +97,11 @@ class Recipe(Section):
     evaluate: EvaluateSection = Field(default=EvaluateSection(), description="what may be said of held-out records")
 
     ledger: LedgerSection | None = Field(default=None, description="the data set's own ledger; absent = none")
+    cache: CacheSection | None = Field(default=None, description="the frozen backbone's outputs, kept; absent = none")
+    start: StartSection | None = Field(default=None, description="the run to go on from; absent = none")
+    public: PublicSection | None = Field(
+        default=None, description="declared public records for a method that looks at some; absent = none"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -101,8 +111,40 @@ class Recipe(Section):
         return values
 
     @model_validator(mode="after")
+    def _model_fits_the_records(self) -> Self:
+        if self.data.images and self.model.pooling == "last":
+            raise wrong("model.pooling", 'expected "cls" or "mean" with images')
+        if not self.data.images and self.model.source.startswith("config:"):
+            raise wrong("model.source", "a configuration brings no tokenizer: it is for images; name another model")
+        return self
+
+    @model_validator(mode="after")
+    def _what_is_kept_is_the_same_at_every_step(self) -> Self:
+        if self.cache is not None and self.model.dropout:
+            raise wrong("cache", "with model.dropout = true no output stays the same between steps; leave one out")
+        return self
+
+    @model_validator(mode="after")
+    def _phases_share_the_books(self) -> Self:
+        if self.start is not None and self.ledger is None:
+            raise wrong(
+                "start",
+                "both phases spend on the same records, so the data set's own ledger must hold both; add [ledger], and "
+                "name it in the first phase too",
+            )
+        if self.start is not None and self.start.prunes and self.method.name != "dsee":
+            raise wrong("start.prune", "only the method dsee keeps masks over frozen weights; leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _public_records_are_others(self) -> Self:
+        if self.public is not None:
+            check_apart(self.public, self.data)
+        return self
+
+    @model_validator(mode="after")
     def _longest_record_fits(self) -> Self:
-        if self.train.token_budget < self.data.max_length:
+        if not self.data.images and self.train.token_budget < self.data.max_length:
             raise wrong(
                 "train.token_budget",
                 f"expected at least data.max_length = {self.data.max_length} "

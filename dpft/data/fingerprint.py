@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from pathlib import Path
 
-from dpft.data.records import Record, record_key
+from dpft.data.records import Keyed
+from dpft.errors import PrivacyError
+from dpft.files import read_json, write_json
 
 
-def fingerprint(records: Iterable[Record]) -> str:
+def fingerprint(records: Iterable[Keyed]) -> str:
     """SHA-256 (hex) over the keys and labels of the records, in order.
 
     It is a function of private data: whoever holds it can test a guess of the whole set. It is therefore
@@ -16,5 +19,15 @@ def fingerprint(records: Iterable[Record]) -> str:
     """
     digest = hashlib.sha256(b"dpft data fingerprint v1")
     for record in records:
-        digest.update(record_key(record) + record.label.to_bytes(8, "big"))
+        digest.update(record.key + record.label.to_bytes(8, "big"))
     return digest.hexdigest()
+
+
+def same_records(path: Path, records: Iterable[Keyed], resume: bool) -> None:
+    """Write the fingerprint to ``path``, which stays private; on ``resume`` it only says "same" or "changed".
+
+    Raises :class:`PrivacyError` where the records changed."""
+    found = fingerprint(records)
+    if resume and path.exists() and read_json(path)["sha256"] != found:
+        raise PrivacyError("The records changed since this run began; its ledger speaks of others. Start a new run.")
+    write_json(path, {"sha256": found}, private=True)

@@ -31,6 +31,8 @@ def hub_rows(section: DataSection, field: str, split: str) -> Iterator[Row]:
     rows = builder.as_dataset(split=split)
     check_columns(rows.column_names, section, f"{section.path}")
     rows = rows.select_columns(list(wanted_columns(section).values()))
+    if section.image is not None:  # as it is encoded, so that every source's images are decoded by one reader
+        rows = rows.cast_column(section.image, _library().Image(decode=False))
     for number, values in enumerate(rows, start=1):
         yield Row(f"row {number} of {section.path}, {split}", values)
 

@@ -5,33 +5,41 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
+from typing import Generic, TypeVar
 
 from dpft.config import DataSection
 from dpft.data.heldout import split_held_out
 from dpft.data.hub import hub_rows
+from dpft.data.images import ImageRecord, digit_records, image_records
 from dpft.data.local import local_rows
 from dpft.data.movie_reviews import movie_review_rows
-from dpft.data.records import Record
+from dpft.data.records import Keyed, Record
 from dpft.data.rows import Row, read_records
 from dpft.errors import InputError
 
+R = TypeVar("R", bound=Keyed)
+
 
 @dataclass(frozen=True)
-class TextData:
+class Data(Generic[R]):
     """Records and the public words about them.
 
     ``train`` and ``heldout`` are private, their lengths included; ``labels``, ``unit`` and ``public_id``
     come from the recipe alone.
     """
 
-    train: Sequence[Record]
-    heldout: Sequence[Record]
+    train: Sequence[R]
+    heldout: Sequence[R]
     labels: tuple[str, ...]
     unit: str
     public_id: str
 
     def __repr__(self) -> str:
-        return f"TextData({self.public_id!r})"
+        return f"Data({self.public_id!r})"
+
+
+TextData = Data[Record]
+ImageData = Data[ImageRecord]
 
 
 def load_text_data(section: DataSection) -> TextData:
@@ -40,15 +48,31 @@ def load_text_data(section: DataSection) -> TextData:
     Each record is treated on its own: nothing is computed from several of them (no deduplication, class
     weights, vocabulary or lengths), so one record more or less changes exactly one item.
     """
-    records = read_records(_train_rows(section), section)
     evaluation = _evaluation_rows(section)
-    if evaluation is None:
-        train, heldout = split_held_out(records, section.heldout)
-    else:
-        train, heldout = records, read_records(evaluation, section)
+    return _split(
+        read_records(_train_rows(section), section),
+        None if evaluation is None else read_records(evaluation, section),
+        section,
+    )
+
+
+def load_image_data(section: DataSection) -> ImageData:
+    """The same for images, still as they are encoded; their normalisation is the recipe's, never computed."""
+    if section.source == "digits":
+        return _split(digit_records(section), None, section)
+    evaluation = _evaluation_rows(section)
+    return _split(
+        image_records(_train_rows(section), section),
+        None if evaluation is None else image_records(evaluation, section),
+        section,
+    )
+
+
+def _split(records: tuple[R, ...], evaluation: tuple[R, ...] | None, section: DataSection) -> Data[R]:
+    train, heldout = split_held_out(records, section.heldout) if evaluation is None else (records, evaluation)
     if not train:
         raise InputError("data: there are no training records; check data.path, data.split and data.heldout.")
-    return TextData(train, heldout, section.labels, section.unit, public_id(section))
+    return Data(train, heldout, section.labels, section.unit, public_id(section))
 
 
 def public_id(section: DataSection) -> str:
@@ -57,8 +81,8 @@ def public_id(section: DataSection) -> str:
     >>> public_id(DataSection(source="csv", path="/secret/place/notes-*.csv", labels=("a", "b"), unit="note"))
     'csv:notes-*.csv@train'
     """
-    if section.source == "movie-reviews":
-        name = "movie-reviews"
+    if section.source in ("movie-reviews", "digits"):
+        name: str = section.source
     elif section.source == "hub":
         name = ":".join(["hub", *filter(None, (section.path, section.config))])
     else:

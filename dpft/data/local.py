@@ -33,7 +33,7 @@ def local_rows(section: DataSection, field: str, pattern: str) -> Iterator[Row]:
     """
     read = _READERS[section.source]
     for path in _matching_files(field, pattern):
-        yield from read(path, section)
+        yield from (row._replace(folder=path.parent) for row in read(path, section))
 
 
 def _matching_files(field: str, pattern: str) -> list[Path]:

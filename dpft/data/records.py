@@ -5,10 +5,23 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Protocol
 
 from dpft.config.template import Piece, parse_template, uses_pair
 
 _KEY_DOMAIN = b"dpft record key v1"
+
+
+class Keyed(Protocol):
+    """What the held-out split and the fingerprint see of a record, whatever it holds."""
+
+    @property
+    def key(self) -> bytes:
+        """32 bytes that are a function of what the record holds, its label apart."""
+
+    @property
+    def label(self) -> int:
+        """The class id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +37,11 @@ class Record:
 
     def __repr__(self) -> str:
         return "Record(...)"
+
+    @property
+    def key(self) -> bytes:
+        """What identifies the record: :func:`record_key`."""
+        return record_key(self)
 
 
 def record_key(record: Record) -> bytes:

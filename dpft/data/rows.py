@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import NamedTuple
 
 from dpft.config import DataSection
@@ -26,6 +27,7 @@ class Row(NamedTuple):
 
     place: str  # "row 3 of reviews.csv": counted from 1, header not counted
     values: Mapping[str, object]
+    folder: Path | None = None  # of the file it stands in; None where there is none
 
 
 def read_records(rows: Iterable[Row], section: DataSection) -> tuple[Record, ...]:
@@ -43,8 +45,9 @@ def check_columns(found: Iterable[str], section: DataSection, where: str) -> Non
 
 
 def wanted_columns(section: DataSection) -> dict[str, str]:
-    """The recipe's columns by field name: text, text_pair where set, label."""
-    columns = {"text": section.text, "text_pair": section.text_pair, "label": section.label}
+    """The recipe's columns by field name: image, or text and text_pair where set; label."""
+    texts = {"text": section.text, "text_pair": section.text_pair}
+    columns = {**({"image": section.image} if section.images else texts), "label": section.label}
     return {field: name for field, name in columns.items() if name is not None}
 
 
@@ -79,7 +82,12 @@ class LabelIds:
 def _record(row: Row, section: DataSection, labels: LabelIds) -> Record:
     text = _text(row, "text", section.text)
     pair = None if section.text_pair is None else _text(row, "text_pair", section.text_pair)
-    label = labels.find(_value(row, "label", section.label))
+    return Record(text, pair, label_of(row, section, labels))
+
+
+def label_of(row: Row, section: DataSection, labels: LabelIds) -> int:
+    """The class id of a row; InputError without the value, which is private."""
+    label = labels.find(value_of(row, "label", section.label))
     if label is None:
         rest = ", ..." if len(section.labels) > _MAX_NAMES else ""
         expected = ", ".join(section.labels[:_MAX_NAMES]) + rest
@@ -87,17 +95,18 @@ def _record(row: Row, section: DataSection, labels: LabelIds) -> Record:
             f"{row.place}: the label is none of data.labels ({expected}) and no class id; "
             "correct the row or data.labels."
         )
-    return Record(text, pair, label)
+    return label
 
 
-def _value(row: Row, field: str, name: str) -> object:
+def value_of(row: Row, field: str, name: str) -> object:
+    """What the column ``name`` holds, which the recipe's ``field`` asks for."""
     if name not in row.values:
         raise InputError(f'{row.place} has no value for data.{field} = "{name}"; add it or remove the row.')
     return row.values[name]
 
 
 def _text(row: Row, field: str, name: str) -> str:
-    value = _value(row, field, name)
+    value = value_of(row, field, name)
     if not isinstance(value, str) or not value.strip():
         fault = "is empty" if value is None or value == "" or isinstance(value, str) else "is not text"
     elif len(value) > MAX_CHARACTERS:

@@ -40,6 +40,8 @@ class PrivateEngine(AbstractContextManager["PrivateEngine"]):
     from the records elsewhere.
     """
 
+    _watch: type[Guard] = Guard
+
     def __init__(
         self,
         model: nn.Module,
@@ -60,7 +62,7 @@ class PrivateEngine(AbstractContextManager["PrivateEngine"]):
             raise InputError(f"Expected compute={compute} to be torch.float32 or torch.bfloat16.")
         self.model, self.optimizer, self.plan = model, optimizer, plan
         self._loss, self._on_step = loss, on_step
-        self._guard = Guard(model, optimizer)
+        self._guard = self._watch(model, optimizer)
         self._noise = GriddedGaussian(plan.clip, plan.noise_multiplier, self._guard.coordinates, compute)
         self._sums = Accumulator(model, loss, self._guard.params, self._noise.bound, token_budget, compute)
         self._words = Keystream() if words is None else words

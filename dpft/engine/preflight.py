@@ -43,7 +43,7 @@ def preflight(model: nn.Module, loss: Loss, batch: Any, compute: torch.dtype = t
     if B < 2:
         raise InputError(f"Expected a synthetic batch of at least 2 examples for the preflight, found {B}.")
     frozen = frozen_digest(model)
-    with _perturbed(model):
+    with perturbed(model):
         try:
             uses = _prove(model, loss, batch, compute)
         except NoRuleError as reason:
@@ -165,7 +165,7 @@ def _same(found: Mapping[str, Tensor], truth: Mapping[str, Tensor], share: float
 
 
 @contextmanager
-def _perturbed(model: nn.Module) -> Iterator[None]:
+def perturbed(model: nn.Module) -> Iterator[None]:
     """Trainable parameters at random values; put back at the end, bit for bit."""
     saved = {name: p.detach().clone() for name, p in trainable(model).items()}
     generator = torch.Generator().manual_seed(20211013)  # nothing private depends on it

@@ -25,7 +25,7 @@ from dpft.peft.around import added
 from dpft.peft.attach import check_separable
 from dpft.peft.ia3 import IA3, IA3Linear
 from dpft.peft.inject import inside
-from dpft.peft.lora import PARTS, LoRA, LoRALinear
+from dpft.peft.lora import PARTS, LockedLoRALinear, LoRA, LoRALinear
 from dpft.peft.method import Method
 from dpft.peft.norms import Norms
 from dpft.peft.registry import section_of
@@ -118,7 +118,7 @@ def left_out(model: nn.Module) -> list[str]:
 
 
 def _method_config(model: nn.Module, method: Method, train: tuple[str, ...]) -> dict[str, Any]:
-    if isinstance(method, LoRA):
+    if isinstance(method, LoRA) and not _layers(model, LockedLoRALinear):
         return _lora_config(model, method)
     if isinstance(method, IA3):
         layers = _layers(model, IA3Linear)
@@ -130,12 +130,12 @@ def _method_config(model: nn.Module, method: Method, train: tuple[str, ...]) -> 
         }
     if isinstance(method, Norms):
         return {"peft_type": "LN_TUNING", "target_modules": sorted(_norms(model, train))}
-    return {"peft_type": PEFT_TYPE, "method": section_of(method), "exclude_modules": left_out(model) or None}
+    return {"peft_type": PEFT_TYPE, "method": section_of(method.stored), "exclude_modules": left_out(model) or None}
 
 
 def _slots(model: nn.Module, method: Method, train: tuple[str, ...]) -> dict[str, Slot]:
     """Every stored tensor under its full name."""
-    if isinstance(method, LoRA):
+    if isinstance(method, LoRA) and not _layers(model, LockedLoRALinear):  # peft's own LoRA knows no pattern
         slots = {
             f"{name}.lora_{x}.weight": slot
             for name, layer in _layers(model, LoRALinear).items()

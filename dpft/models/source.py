@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from safetensors import SafetensorError
 
 from dpft.errors import InputError
+from dpft.models.drawn import START, Drawn, read_config
 
 # Weight files of packages that dpft knows, so that what runs is what was tested.
 KNOWN_WEIGHTS = {
@@ -29,6 +30,7 @@ class ModelSource:
     location: str
     public_name: str
     revision: str | None = None
+    drawn: Drawn | None = None  # in place of weights
 
     @property
     def is_folder(self) -> bool:
@@ -41,8 +43,13 @@ def pinned(source: ModelSource, encoder: Any) -> ModelSource:
     return replace(source, revision=commit) if commit else source
 
 
-def resolve(source: str, revision: str | None = None) -> ModelSource:
-    """Find ``source``: ``package:NAME``, a folder, or a Hub name. Loads and imports nothing."""
+def resolve(source: str, revision: str | None = None, *, seed: int = 0) -> ModelSource:
+    """Find ``source``: ``package:NAME``, ``config:FILE``, a folder, or a Hub name. Loads no weights.
+
+    ``seed`` draws the initial weights of a model that is a configuration alone."""
+    if source.startswith(START):
+        path = Path(source.removeprefix(START)).expanduser()
+        return ModelSource(str(path), START + path.name, drawn=Drawn(read_config(path), seed))
     if source.startswith("package:"):
         return ModelSource(str(_package_folder(source.removeprefix("package:"))), source)
     folder = Path(source).expanduser()
@@ -85,10 +92,21 @@ def load_encoder(source: ModelSource, attention: str | None = None) -> Any:
     """The encoder (no task head), float32, in eval mode. Only safetensors; never code from the repository.
 
     ``attention`` asks for an implementation ("eager"); None leaves the choice to transformers."""
+    if source.drawn is not None:
+        return source.drawn.build(attention)
     from transformers import AutoModel
 
     options = {"attn_implementation": attention} if attention else {}
     return _load(AutoModel, source, use_safetensors=True, dtype="float32", **options).eval()
+
+
+def load_language_model(source: ModelSource, kind: Literal["masked-lm", "causal-lm"], attention: str | None) -> Any:
+    """The same with the head that predicts tokens."""
+    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
+
+    auto = AutoModelForMaskedLM if kind == "masked-lm" else AutoModelForCausalLM
+    options = {"attn_implementation": attention} if attention else {}
+    return _load(auto, source, use_safetensors=True, dtype="float32", **options).eval()
 
 
 def load_tokenizer(source: ModelSource) -> Any:

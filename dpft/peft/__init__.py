@@ -1,9 +1,11 @@
 """Parameter-efficient methods: one file a method."""
 
 from dpft.peft.attach import attach
+from dpft.peft.attempt import Attempt
 from dpft.peft.bitfit import BitFit
 from dpft.peft.bottleneck import Adapter
 from dpft.peft.compacter import Compacter
+from dpft.peft.dsee import DSEE
 from dpft.peft.full import Full
 from dpft.peft.head_only import HeadOnly
 from dpft.peft.ia3 import IA3
@@ -13,10 +15,15 @@ from dpft.peft.merge import merge
 from dpft.peft.method import Method
 from dpft.peft.new_tokens import TokenRows
 from dpft.peft.norms import Norms
+from dpft.peft.prefix import PrefixTuning
+from dpft.peft.prompt import PromptTuning
+from dpft.peft.sparse_adapter import SparseAdapter
 
 __all__ = [
+    "DSEE",
     "IA3",
     "Adapter",
+    "Attempt",
     "BitFit",
     "Compacter",
     "Full",
@@ -25,6 +32,9 @@ __all__ = [
     "LoRA",
     "Method",
     "Norms",
+    "PrefixTuning",
+    "PromptTuning",
+    "SparseAdapter",
     "TokenRows",
     "attach",
     "merge",

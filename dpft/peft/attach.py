@@ -60,7 +60,7 @@ def _informed(model: nn.Module, method: Method, public: Public, declared: list[n
 
 
 def _take_out(model: nn.Module) -> None:
-    for name, module in list(model.named_modules(remove_duplicate=False)):
+    for name, module in reversed(list(model.named_modules(remove_duplicate=False))):  # a wrapper inside another first
         parent, _, child = name.rpartition(".")
         if isinstance(module, Wrapper):
             replace_module(model, name, module.base_layer)

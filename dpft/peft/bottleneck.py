@@ -131,7 +131,7 @@ class Adapter(Bottleneck):
     normal of ``init_std`` (near the identity, as published), "xavier" both Xavier-normal. Biases start at 0."""
 
     name: ClassVar[str] = "adapter"
-    what: ClassVar[str] = "bottleneck layers after attention and feed-forward (Houlsby et al. 2019)"
+    what: ClassVar[str] = "bottleneck layers after the sublayers (Houlsby et al. 2019)"
 
     init: Literal["zero", "normal", "xavier"] = "zero"
     init_std: float = 1e-3

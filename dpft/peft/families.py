@@ -26,7 +26,9 @@ class Family:
     """One row. ``model_type`` is HF's; ``fused`` is the number of equal parts (query, key, value) that the
     modules under ``query`` hold in one weight, 1 where they are apart. ``biases``: the family's published models
     have any; ``tokens``: its input is token ids that look up rows of a table. ``embedded`` is the module of the
-    backbone whose output the first block gets, with all that is added to it; empty where there is none."""
+    backbone whose output the first block gets, with all that is added to it; empty where there is none.
+    ``first_token``: the first token stands for the whole input ([CLS]); ``interface``: its attention is transformers'
+    ``AttentionInterface``, through which it can be given further keys and values."""
 
     model_type: str
     blocks: tuple[str, ...]
@@ -44,16 +46,20 @@ class Family:
     fused: int = 1
     biases: bool = True
     tokens: bool = True
+    first_token: bool = True
+    interface: bool = True
     note: str = ""
 
 
-def _bert(model_type: str, suffix: str = "", embedded: str = "embeddings", note: str = "") -> Family:
+def _bert(
+    model_type: str, suffix: str = "", embedded: str = "embeddings", note: str = "", interface: bool = True
+) -> Family:
     """BERT and its descendants, which kept its names."""
     query, key, value = (f"attention.self.{part}{suffix}" for part in ("query", "key", "value"))
     return Family(
         model_type, ("encoder.layer",), query, key, value, "attention.output.dense", "attention.output.dropout",
         "intermediate.dense", "output.dense", "output.dropout", "intermediate.intermediate_act_fn", embedded,
-        (f"query{suffix}", f"value{suffix}"), note=note,
+        (f"query{suffix}", f"value{suffix}"), interface=interface, note=note,
     )  # fmt: skip
 
 
@@ -65,11 +71,11 @@ FAMILIES: Mapping[str, Family] = {
         _bert("bert"),
         _bert("roberta"),
         _bert("electra", embedded="embeddings"),
-        _bert("deberta-v2", suffix="_proj", note=_TABLE),
+        _bert("deberta-v2", suffix="_proj", note=_TABLE, interface=False),
         Family(
             "mpnet", ("encoder.layer",), "attention.attn.q", "attention.attn.k", "attention.attn.v",
             "attention.attn.o", "attention.dropout", "intermediate.dense", "output.dense", "output.dropout",
-            "intermediate.intermediate_act_fn", "embeddings", ("q", "v"),
+            "intermediate.intermediate_act_fn", "embeddings", ("q", "v"), interface=False,
         ),
         Family(
             "distilbert", ("transformer.layer",), "attention.q_lin", "attention.k_lin", "attention.v_lin",
@@ -82,19 +88,19 @@ FAMILIES: Mapping[str, Family] = {
         ),
         Family(
             "gpt2", ("h",), "attn.c_attn", "attn.c_attn", "attn.c_attn", "attn.c_proj", "attn.resid_dropout",
-            "mlp.c_fc", "mlp.c_proj", "mlp.dropout", "mlp.act", "drop", ("c_attn",), fused=3,
+            "mlp.c_fc", "mlp.c_proj", "mlp.dropout", "mlp.act", "drop", ("c_attn",), fused=3, first_token=False,
         ),
         Family(
             "llama", ("layers",), "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
             "self_attn.o_proj", "mlp.[gu]*_proj", "mlp.down_proj", "mlp.down_proj", "mlp.act_fn", "embed_tokens",
             ("q_proj", "v_proj"),
-            biases=False,
+            biases=False, first_token=False,
         ),
         Family(
             "t5", ("encoder.block", "decoder.block"), "layer.*Attention.q", "layer.*Attention.k",
             "layer.*Attention.v", "layer.*.SelfAttention.o", "layer.*.SelfAttention.o", "layer.*.DenseReluDense.wi*",
             "layer.*.DenseReluDense.wo", "layer.*.DenseReluDense.wo", "layer.*.DenseReluDense.act", "", ("q", "v"),
-            biases=False,
+            biases=False, first_token=False,
             note="adapters stand beside self-attention and feed-forward, not beside cross-attention",
         ),
         Family(

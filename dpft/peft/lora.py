@@ -8,6 +8,11 @@ target; with ``freeze_a`` B alone (FFA-LoRA, Sun et al. 2024, arXiv 2403.12313).
 value of one attention share A, as one pair on a fused projection would. A target ``c_attn:q`` is one part of a
 projection that holds query, key and value in one weight.
 Per-example gradients come from the rules of Linear; a rank-r factor is small, so they are kept dense.
+
+On a sparse backbone B A fills the zeros when it is merged. With ``pattern = "lock"`` a sparse layer is trained as
+what can be merged, y = (W0 + s M * (B A)) x with M = (W0 != 0): exact, at the price of one more [O, I] matrix a layer
+in each pass, and of per-example gradients that are [O, I], some examples at a time, before they are pulled back to A
+and B.
 """
 
 from __future__ import annotations
@@ -20,11 +25,13 @@ from typing import ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from dpft.errors import InputError
 from dpft.peft.families import at, family_of, is_linear
 from dpft.peft.inject import ALL_LINEAR, linears, matching_modules, replace_module
 from dpft.peft.method import Method, Wrapper
+from dpft.peft.pattern import Pattern, check_pattern, is_sparse
 
 PARTS = ("q", "k", "v")
 
@@ -46,6 +53,7 @@ class LoRA(Method):
     freeze_a: bool = False
     rslora: bool = False
     init: Literal["kaiming", "xavier"] = "kaiming"
+    pattern: Pattern = "ignore"
 
     def __post_init__(self) -> None:
         if isinstance(self.rank, bool) or not isinstance(self.rank, int) or self.rank < 1:
@@ -56,6 +64,7 @@ class LoRA(Method):
             raise InputError("method.rslora scales by alpha/sqrt(rank): set method.alpha, or leave rslora out.")
         if self.init not in ("kaiming", "xavier"):
             raise InputError(f"Expected method.init={self.init!r} to be kaiming or xavier.")
+        check_pattern(self.pattern)
 
     @property
     def scaling(self) -> float:
@@ -65,44 +74,43 @@ class LoRA(Method):
 
     def inject(self, model: nn.Module, generator: torch.Generator) -> list[nn.Parameter]:
         """Wrap every target; the factors' parameters train (B alone with ``freeze_a``)."""
-        targets = list(self._targets(model))
+        targets = list(places(model, self.targets or family_of(model).lora))
         siblings = self._siblings(model) if self.fuse_qkv else {}
         made: dict[str, LoRALinear] = {}
         trained: list[nn.Parameter] = []
         for name, module, parts in targets:
             first = made.get(siblings.get(name, ""))
-            layer = LoRALinear(
-                module, self, generator, parts, cast(nn.Parameter, first.lora_A.weight) if first else None
-            )
+            kind = LockedLoRALinear if self.pattern == "lock" and is_sparse(module) else LoRALinear
+            layer = kind(module, self, generator, parts, cast(nn.Parameter, first.lora_A.weight) if first else None)
             made.setdefault(siblings.get(name, name), layer)
             replace_module(model, name, layer)
             shared = first is not None or self.freeze_a
             trained += [*(() if shared else layer.lora_A.parameters()), *layer.lora_B.parameters()]
         return trained
 
-    def _targets(self, model: nn.Module) -> Iterator[tuple[str, nn.Module, tuple[int, ...]]]:
-        """(name, module, indices of the adapted parts of a fused projection)."""
-        names = self.targets or family_of(model).lora
-        if ALL_LINEAR in names:
-            yield from ((name, module, ()) for name, module in linears(model, names))
-            return
-        parts: dict[str, list[str]] = {}
-        for target in names:
-            stem, colon, part = target.partition(":")
-            if colon and part not in PARTS:
-                raise InputError(f"method.targets names {target!r}; expected one of the parts q, k, v after the colon.")
-            parts.setdefault(stem, []).append(part)
-        if any("" in found and len(found) > 1 for found in parts.values()):
-            raise InputError("method.targets names a module both whole and by its parts; leave out one of the two.")
-        for name, module in matching_modules(model, tuple(parts), is_linear):
-            wanted = next(found for stem, found in parts.items() if name == stem or name.endswith("." + stem))
-            yield name, module, tuple(sorted({PARTS.index(part) for part in wanted if part}))
-
     def _siblings(self, model: nn.Module) -> dict[str, str]:
         """Name of each query, key and value projection -> name of the attention that they share."""
         if family_of(model).fused > 1:
             return {}  # one weight, one pair already
         return {name: name.rpartition(".")[0] for name, _ in at(model, "query", "key", "value")}
+
+
+def places(model: nn.Module, targets: tuple[str, ...]) -> Iterator[tuple[str, nn.Module, tuple[int, ...]]]:
+    """(name, module, indices of the adapted parts of a fused projection) of what ``targets`` name."""
+    if ALL_LINEAR in targets:
+        yield from ((name, module, ()) for name, module in linears(model, targets))
+        return
+    parts: dict[str, list[str]] = {}
+    for target in targets:
+        stem, colon, part = target.partition(":")
+        if colon and part not in PARTS:
+            raise InputError(f"method.targets names {target!r}; expected one of the parts q, k, v after the colon.")
+        parts.setdefault(stem, []).append(part)
+    if any("" in found and len(found) > 1 for found in parts.values()):
+        raise InputError("method.targets names a module both whole and by its parts; leave out one of the two.")
+    for name, module in matching_modules(model, tuple(parts), is_linear):
+        wanted = next(found for stem, found in parts.items() if name == stem or name.endswith("." + stem))
+        yield name, module, tuple(sorted({PARTS.index(part) for part in wanted if part}))
 
 
 class LoRALinear(Wrapper):
@@ -166,12 +174,41 @@ class LoRALinear(Wrapper):
             B[part * size : (part + 1) * size, i * r : (i + 1) * r] = layer.weight.detach()
         return A, B
 
-    def merged(self) -> nn.Module:
+    def change(self) -> Tensor:
+        """What the branch adds to the weight, before the scaling: [O, I]."""
         A, B = self.factors()
-        delta = self.scaling * (B @ A)
+        return B @ A
+
+    def merged(self) -> nn.Module:
+        delta = self.scaling * self.change()
         weight = cast(Tensor, self.base_layer.weight)
         weight.data += delta if isinstance(self.base_layer, nn.Linear) else delta.T
         return self.base_layer
+
+
+class LockedLoRALinear(LoRALinear):
+    """The same on a sparse base, in the places of the entries that are not zero alone. [B, ..., I] -> [B, ..., O]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = cast(Tensor, self.base_layer.weight)
+        change = self._product() if isinstance(self.base_layer, nn.Linear) else self._product().T
+        changed = weight + (weight != 0) * change * self.scaling
+        y: Tensor = functional_call(self.base_layer, {"weight": changed}, (x,))
+        return y
+
+    def _product(self) -> Tensor:
+        """B A [O, I], on the graph."""
+        A = self.lora_A.weight
+        if not self.parts:
+            return self._pairs()[0].weight @ A
+        each = zip(self.parts, self._pairs(), torch.split(A, self.rank), strict=True)
+        made = {part: pair.weight @ a for part, pair, a in each}
+        nothing = A.new_zeros(self._pairs()[0].out_features, A.shape[1])
+        return torch.cat([made.get(part, nothing) for part in range(len(PARTS))])
+
+    def change(self) -> Tensor:
+        mask = cast(Tensor, self.base_layer.weight) != 0
+        return super().change() * (mask if isinstance(self.base_layer, nn.Linear) else mask.T)
 
 
 def _initial(config: LoRA, inputs: int, generator: torch.Generator) -> Tensor:

@@ -37,6 +37,11 @@ class Method(ABC):
         the model has no place for the method."""
 
     @property
+    def stored(self) -> Method:
+        """The same as a saved adapter names it: without what means something on this machine alone (a path)."""
+        return self
+
+    @property
     def wants_public(self) -> bool:
         """Whether the method looks at records before training starts; only declared public ones are shown to it."""
         return False

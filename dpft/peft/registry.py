@@ -10,9 +10,11 @@ from typing import Any
 from dpft.config.method_section import with_preset
 from dpft.config.presets import PRESETS
 from dpft.errors import InputError
+from dpft.peft.attempt import Attempt
 from dpft.peft.bitfit import BitFit
 from dpft.peft.bottleneck import Adapter
 from dpft.peft.compacter import Compacter
+from dpft.peft.dsee import DSEE
 from dpft.peft.families import FAMILIES, Family
 from dpft.peft.full import Full
 from dpft.peft.head_only import HeadOnly
@@ -22,13 +24,25 @@ from dpft.peft.lora import LoRA
 from dpft.peft.method import Method
 from dpft.peft.new_tokens import TokenRows
 from dpft.peft.norms import Norms
+from dpft.peft.prefix import PrefixTuning
+from dpft.peft.prompt import PromptTuning
+from dpft.peft.sparse_adapter import SparseAdapter
 
 METHODS: Mapping[str, type[Method]] = {
-    m.name: m for m in (LoRA, IA3, BitFit, Norms, LastLayers, Full, TokenRows, HeadOnly, Adapter, Compacter)
-}
+    m.name: m
+    for m in (
+        LoRA, IA3, BitFit, Norms, LastLayers, Full, TokenRows, HeadOnly, Adapter, Compacter,
+        PromptTuning, PrefixTuning, Attempt, DSEE,
+        SparseAdapter,
+    )
+}  # fmt: skip
 
 # What a method may need of a family (its ``needs`` name these fields of the family's row), in words.
-_LACKS = {"biases": "its layers have no biases", "tokens": "its input is not token ids"}
+_LACKS = {
+    "biases": "its layers have no biases",
+    "tokens": "its input is not token ids",
+    "interface": "its attention takes no keys and values but its own",
+}
 
 
 def method_from(section: Mapping[str, Any]) -> Method:

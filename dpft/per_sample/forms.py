@@ -58,6 +58,14 @@ class Form(ABC):
 
         Needed because 0 * inf is nan: a weight of zero does not remove a non-finite example."""
 
+    @abstractmethod
+    def part(self, rows: slice) -> Form:
+        """The same form of these examples alone."""
+
+    def joined(self, others: Sequence[Form]) -> Form | None:
+        """The sum with ``others`` in a kind of form of its own, where this one has such a sum."""
+        return None
+
     def __add__(self, other: Form) -> Form:
         return total([self, other])
 
@@ -106,6 +114,9 @@ class Dense(Form):
 
     def keep(self, mask: Tensor) -> Dense:
         return Dense(_blank(self.g, mask))
+
+    def part(self, rows: slice) -> Dense:
+        return Dense(self.g[rows])
 
 
 def _size(g: Tensor) -> int:
@@ -161,6 +172,9 @@ class Outer(Form):
     def keep(self, mask: Tensor) -> Outer:
         return Outer(_blank(self.left, mask), _blank(self.right, mask), self.shape)
 
+    def part(self, rows: slice) -> Outer:
+        return Outer(self.left[rows], self.right[rows], self.shape)
+
     def smaller(self) -> Dense | Outer:
         """This form, or its dense one where that takes no more memory."""
         return Dense(self.dense()) if self.dense_numel <= self.numel else self
@@ -212,6 +226,9 @@ class Rows(Form):
     def keep(self, mask: Tensor) -> Rows:
         return Rows(self.index, _blank(self.g, mask), self.table_rows)
 
+    def part(self, rows: slice) -> Rows:
+        return Rows(self.index[rows], self.g[rows], self.table_rows)
+
     def smaller(self) -> Dense | Rows:
         """This form, or its dense one where that takes no more memory."""
         return Dense(self.dense()) if self.dense_numel <= self.numel else self
@@ -252,11 +269,17 @@ class RowsAndOuter(Form):
     def keep(self, mask: Tensor) -> RowsAndOuter:
         return RowsAndOuter(self.rows.keep(mask), self.outer.keep(mask))
 
+    def part(self, rows: slice) -> RowsAndOuter:
+        return RowsAndOuter(self.rows.part(rows), self.outer.part(rows))
+
 
 def total(forms: Sequence[Form]) -> Form:
     """Sum of the gradients of several uses of one parameter; all forms have the same B and shape."""
     if len(forms) == 1:
         return forms[0]
+    for i, form in enumerate(forms):
+        if (own := form.joined([*forms[:i], *forms[i + 1 :]])) is not None:
+            return own
     flat = [part for form in forms for part in _parts(form)]
     rows = [f for f in flat if isinstance(f, Rows)]
     outers = [f for f in flat if isinstance(f, Outer)]

@@ -82,9 +82,9 @@ def pulled_back(s: Shared) -> Mapping[str, Form]:
     with torch._C.DisableTorchFunctionSubclass():
         if s.pull_back is not None:
             return s.pull_back(form)
-        G = form.dense().to(s.dtype)
         chunk = max(1, _AT_ONCE // max(1, s.numel()))
-        pieces = [_vjp(s, piece) for piece in (torch.split(G, chunk) if len(G) else [G])]
+        starts = range(0, max(1, form.batch), chunk)  # an empty batch is a piece too
+        pieces = [_vjp(s, form.part(slice(i, i + chunk)).dense().to(s.dtype)) for i in starts]
         columns = {name: _joined([piece[i] for piece in pieces], torch.cat) for i, name in enumerate(s.reach)}
         return {name: Dense(g) for name, g in columns.items() if g is not None}
 

@@ -6,7 +6,17 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dpft_accounting import Bound, Ledger, Mechanism, Unit, Unsupported, profile
+from dpft_accounting import (
+    Bound,
+    Ledger,
+    Mechanism,
+    Sequential,
+    Unit,
+    Unsupported,
+    certify,
+    mechanism_from_dict,
+    profile,
+)
 
 from dpft import __version__
 from dpft.engine.plan import Plan
@@ -32,8 +42,11 @@ def adjacency_in_words(plan: Plan) -> str:
     return _ADJACENCY[plan.unit.adjacency].format(unit=plan.unit.name)
 
 
-def not_covered(plan: Plan, *, heldout_public: bool, data_set_run: str | None = None) -> list[str]:
-    """What the guarantee does not speak of, in words. ``data_set_run``: this run's name in the data set's ledger."""
+def not_covered(
+    plan: Plan, *, heldout_public: bool, data_set_run: str | None = None, public_records: str | None = None
+) -> list[str]:
+    """What the guarantee does not speak of, in words. ``data_set_run``: this run's name in the data set's ledger;
+    ``public_records``: those that the method looked at before it trained."""
     elsewhere = (
         f"counted in the data set's own ledger, where this run is {data_set_run}"
         if data_set_run
@@ -53,6 +66,11 @@ def not_covered(plan: Plan, *, heldout_public: bool, data_set_run: str | None = 
         if heldout_public
         else "held-out records: their accuracy stays under private/ because it was computed without noise"
     )
+    if public_records:
+        items.append(
+            f"the records of {public_records}: the recipe declares them public, and the method took from them, without "
+            "noise, where its training starts"
+        )
     return [*items, held]
 
 
@@ -60,18 +78,16 @@ def statement(plan: Plan, facts: Mapping[str, Any], ledger: Ledger) -> dict[str,
     """The contents of privacy.json. ``facts`` is what the run wrote beside its plan.
 
     Raises :class:`PrivacyError` where plan and ledger do not speak of the same mechanism, unit and budget."""
-    run = ledger.runs().get(facts["run"])
-    if run is None:
-        raise InputError(f"The ledger holds no run {facts['run']!r}; expected the ledger of this run.")
-    if run.mech != plan.mechanism:
-        raise PrivacyError("The ledger was charged for another mechanism than the plan's; nothing can be certified.")
     if (ledger.unit, ledger.budget) != (plan.unit, plan.budget):
         raise PrivacyError(
             "The ledger was opened for another unit or budget than the plan's; nothing can be certified."
         )
-    charged = max(run.reserved, run.committed)
-    spent = spent_bound(plan, charged, ledger)
-    private = bool(facts["noise_is_private"])
+    charged, mask = _charged(plan, facts, ledger), facts.get("mask")
+    alone, private = spent_bound(plan, charged, ledger), bool(facts["noise_is_private"])
+    mechanism, start = plan.mechanism.with_steps(charged), facts.get("started_from")
+    if start:  # what leaves depends on both phases, so what is said of it is about both
+        mechanism = Sequential([*map(mechanism_from_dict, start["mechanisms"]), mechanism])
+    spent = certify(mechanism, plan.unit, plan.delta).bound if start else alone
     return {
         "private": private,
         "unit": plan.unit.name,
@@ -81,7 +97,7 @@ def statement(plan: Plan, facts: Mapping[str, Any], ledger: Ledger) -> dict[str,
         "epsilon_planned": plan.epsilon.upper,
         "delta": plan.delta,
         "attack_risk": {
-            **(attack_risk(plan.mechanism.with_steps(charged), plan.unit) if private else _NO_BOUND),
+            **(attack_risk(mechanism, plan.unit) if private else _NO_BOUND),
             "covers": f"any membership attack on one {plan.unit.name}",
         },
         "noise_multiplier": plan.noise_multiplier,
@@ -97,13 +113,36 @@ def statement(plan: Plan, facts: Mapping[str, Any], ledger: Ledger) -> dict[str,
         "noise_source": facts["noise_source"],
         "dataset": facts["dataset"],
         "model": facts["model"],
-        "released": "the trained parameters after every step, and everything computed from them",
+        "released": ("the mask, the gradients that it was chosen by, " if mask else "")
+        + "the trained parameters after every step, and everything computed from them",
         "not_covered": not_covered(
-            plan, heldout_public=bool(facts["heldout_public"]), data_set_run=facts.get("data_set_run")
+            plan,
+            heldout_public=bool(facts["heldout_public"]),
+            data_set_run=facts.get("data_set_run"),
+            public_records=facts.get("public_records"),
         ),
         "data_set_run": facts.get("data_set_run"),
+        "public_records": facts.get("public_records"),
+        "mask_steps": mask["steps"] if mask else 0,
+        "started_from": start and {**start, "epsilon_of_this_run": {"lower": alone.lower, "upper": alone.upper}},
         "dpft_version": __version__,
     }
+
+
+def _charged(plan: Plan, facts: Mapping[str, Any], ledger: Ledger) -> int:
+    """Steps charged, those that paid for a mask among them: two runs of one mechanism, whose steps are the plan's."""
+    mask, runs = facts.get("mask"), ledger.runs()
+    planned = {facts["run"]: plan.steps - (mask["steps"] if mask else 0)}
+    if mask:
+        planned[mask["run"]] = mask["steps"]
+    for name, steps in planned.items():
+        if name not in runs:
+            raise InputError(f"The ledger holds no run {name!r}; expected the ledger of this run.")
+        if runs[name].mech != plan.mechanism.with_steps(steps):
+            raise PrivacyError(
+                "The ledger was charged for another mechanism than the plan's; nothing can be certified."
+            )
+    return sum(max(runs[name].reserved, runs[name].committed) for name in planned)
 
 
 def spent_bound(plan: Plan, charged: int, ledger: Ledger) -> Bound:

@@ -10,12 +10,16 @@ MARKDOWN = """\
 Training on *{{ s.dataset }}* satisfies **({{ eps }}, {{ s.delta }})-differential privacy** for each
 {{ s.unit }}: {{ s.adjacency_in_words }}.
 
+{% if started_from %}
+{{ started_from }}
+
+{% endif %}
 ## Plan against ledger
 
 | | planned | ledger |
 |---|---|---|
-| epsilon, upper bound | {{ planned.upper }} | {{ eps }} |
-| epsilon, lower bound | {{ planned.lower }} | {{ eps_lower }} |
+| epsilon, upper bound | {{ planned.upper }} | {{ own.upper }} |
+| epsilon, lower bound | {{ planned.lower }} | {{ own.lower }} |
 | steps | {{ s.steps_planned }} | {{ s.steps_charged }} |
 
 ## Attack risk
@@ -86,14 +90,15 @@ svg{max-width:100%;height:auto}footer{color:var(--soft);font-size:.8rem;margin-t
 {% if not s.private %}<p class="warn">NOT PRIVATE: {{ s.noise_source }}.</p>{% endif %}
 <p class="lead">Training on <i>{{ s.dataset }}</i> satisfies ({{ eps }}, {{ s.delta }})-differential privacy for
 each {{ s.unit }}: {{ s.adjacency_in_words }}.</p>
+{% if started_from %}<p>{{ started_from }}</p>{% endif %}
 <div class="big"><div><b>{{ eps }}</b><span>epsilon, upper bound</span></div>
 <div><b>{{ s.delta }}</b><span>delta</span></div>
 <div><b>{{ s.steps_charged }} / {{ s.steps_planned }}</b><span>steps charged / planned</span></div>
 {% for name, value in metrics[:1] %}<div><b>{{ value }}</b><span>{{ name }}</span></div>{% endfor %}</div>
 <h2>Plan against ledger</h2>
 <table><tr><th></th><th>planned</th><th>ledger</th></tr>
-<tr><td>epsilon, upper bound</td><td>{{ planned.upper }}</td><td>{{ eps }}</td></tr>
-<tr><td>epsilon, lower bound</td><td>{{ planned.lower }}</td><td>{{ eps_lower }}</td></tr>
+<tr><td>epsilon, upper bound</td><td>{{ planned.upper }}</td><td>{{ own.upper }}</td></tr>
+<tr><td>epsilon, lower bound</td><td>{{ planned.lower }}</td><td>{{ own.lower }}</td></tr>
 <tr><td>steps</td><td>{{ s.steps_planned }}</td><td>{{ s.steps_charged }}</td></tr></table>
 <h2>Privacy spent over the steps</h2>
 {{ plot | safe }}

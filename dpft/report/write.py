@@ -32,9 +32,11 @@ def write_report(folder: Path) -> dict[str, Any]:
     write_json(folder / "privacy.json", made)
     write_atomic(folder / "report.md", _render(MARKDOWN, context).encode())
     context["plot"] = epsilon_over_steps(plan, made["steps_charged"])
-    # Without secret noise there is no curve to show: every attack may succeed.
+    # Without secret noise there is no curve to show: every attack may succeed. Of a second phase, one phase alone.
     context["attack_plot"] = (
-        attack_trade_off(plan, made["steps_charged"], made["epsilon"]["upper"]) if made["private"] else ""
+        attack_trade_off(plan, made["steps_charged"], made["epsilon"]["upper"])
+        if made["private"] and not made["started_from"]
+        else ""
     )
     write_atomic(folder / "report.html", _render(HTML, context).encode())
     return made
@@ -51,11 +53,13 @@ def _render(template: str, context: dict[str, Any]) -> str:
 
 
 def _context(name: str, plan: Plan, made: dict[str, Any], metrics: list[tuple[str, str]]) -> dict[str, Any]:
+    own = made["started_from"]["epsilon_of_this_run"] if made["started_from"] else made["epsilon"]
     return {
         "name": name,
         "s": made,
+        "own": {"upper": figure(own["upper"]), "lower": figure(own["lower"])},
+        "started_from": _started_from(made),
         "eps": figure(made["epsilon"]["upper"]),
-        "eps_lower": figure(made["epsilon"]["lower"]),
         "planned": {"upper": figure(plan.epsilon.upper), "lower": figure(plan.epsilon.lower)},
         "mechanism": _mechanism(plan, made),
         "risk": _risk(made),
@@ -73,6 +77,20 @@ def _context(name: str, plan: Plan, made: dict[str, Any], metrics: list[tuple[st
     }
 
 
+def _started_from(made: dict[str, Any]) -> str:
+    start = made["started_from"]
+    if not start:
+        return ""
+    pruned = ", ".join(f"{name} = {value}" for name, value in (start["pruned"] or {}).items())
+    return (
+        f"A second phase: training went on from what the run {start['run']} released on the same records"
+        + (f", with its frozen weights pruned by that ({pruned}). " if pruned else ". ")
+        + f"The epsilon and the attack risk here are those of both together; this run alone has epsilon "
+        f"{figure(start['epsilon_of_this_run']['upper'])}, and plan, ledger and mechanism below are its own. The data "
+        "set's own ledger holds the sum of all runs."
+    )
+
+
 def _mechanism(plan: Plan, made: dict[str, Any]) -> list[tuple[str, str]]:
     count = made["trained_parameters"]
     return [
@@ -81,6 +99,8 @@ def _mechanism(plan: Plan, made: dict[str, Any]) -> list[tuple[str, str]]:
         ("expected batch size", f"{plan.expected_batch_size:g}"),
         ("clip", f"{plan.clip:g}"),
         ("noise multiplier", f"{plan.noise_multiplier:.6g}"),
+        *([("steps that paid for the mask", str(made["mask_steps"]))] if made["mask_steps"] else []),
+        *([("public records looked at first", made["public_records"])] if made["public_records"] else []),
         ("trained parameters", f"{count['count']:,} in {count['tensors']} tensors"),
         ("model", made["model"]),
         ("noise source", made["noise_source"]),

@@ -20,7 +20,10 @@ from dpft.errors import InputError
 
 QUICKSTART = Path(__file__).parents[2] / "recipes" / "quickstart.toml"
 VALUES = tomllib.loads(QUICKSTART.read_text(encoding="utf-8"))
-VALUES["ledger"] = {"file": "books.jsonl", "dataset": "films"}  # the one section that the quickstart goes without
+# The sections that the quickstart goes without.
+VALUES["ledger"] = {"file": "books.jsonl", "dataset": "films"}
+VALUES["start"] = {"run": "runs/first"}
+VALUES["public"] = {"source": "csv", "path": "public.csv", "labels": VALUES["data"]["labels"], "max_length": 64}
 DESCRIBED = dict(field_descriptions(Recipe, tag="lora"))  # the other methods: test_method_section.py
 FIELDS = [name for name in DESCRIBED if "." in name]
 PRIVACY = {"epsilon": 8, "delta": 1e-5, "examples": 1000, "expected_batch": 100, "epochs": 3}
@@ -82,7 +85,8 @@ def test_a_key_in_the_wrong_section_is_pointed_to_its_own(key: str, nearest: str
 
 def test_a_key_like_no_other_lists_the_fields_there() -> None:
     assert message(bent("zzz", 1)).endswith(
-        "the fields here are: name, seed, data, model, method, privacy, optimizer, train, evaluate, ledger."
+        "the fields here are: name, seed, data, model, method, privacy, optimizer, train, evaluate, ledger, "
+        "cache, start, public."
     )
 
 

@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 import dpft
 from dpft.errors import InputError
 from dpft.interop.peft_tuner import DPFTConfig
+from dpft.peft.around import added
 from dpft.peft.merge import merge
 from dpft.peft.method import Method, Wrapper
 from dpft.peft.registry import METHODS, cells, method_from, section_of
@@ -46,6 +47,11 @@ FIELDS: dict[str, dict[str, Any]] = {
     "adapter": {"bottleneck": 4},
     "compacter": {"bottleneck": 4, "n": 2},
     "tokens": {"tokens": (3, 5)},
+    "prompt": {"length": 3},
+    "prefix": {"length": 3},
+    "attempt": {"count": 2, "length": 3, "width": 4, "temperature": 2.0},
+    "dsee": {"rank": 2, "nonzeros": 5},
+    "sparse-adapter": {"bottleneck": 4},
 }
 LORA: dict[str, dict[str, Any]] = {
     "no alpha": {"rank": 3},
@@ -178,7 +184,8 @@ def test_tensors_are_what_trains_each_once(name: str, tmp_path: Path) -> None:
     method = make(name)
     model = trained("bert", method)
     stored = load_file(saved(model, method, tmp_path) / "adapter_model.safetensors")
-    expected = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    trains = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    expected = {**trains, **added(model)}  # masks and frozen parts, without which the trained values mean nothing
     assert stored.keys() == {"base_model.model." + n for n in expected}
     assert all(torch.equal(stored["base_model.model." + n], p) for n, p in expected.items())
 

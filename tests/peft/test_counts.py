@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModel
 
 from dpft.config.presets import PRESETS
 from dpft.models.classifier import TextClassifier
-from dpft.peft import Adapter, Compacter, attach
+from dpft.peft import DSEE, Adapter, Compacter, PrefixTuning, SparseAdapter, attach
 from dpft.peft.method import Method
 from dpft.peft.registry import preset
 
@@ -88,6 +88,19 @@ ROWS: list[tuple[str, Method, int, int]] = [
     ("t5-base", preset("compacter++", norms=False), 24 * (3 * 768 + 3 * 24) + 4**3, 57_088),
     ("t5-base", preset("compacter++"), 24 * (3 * 768 + 3 * 24) + 4**3 + 62 * 768, 104_704),
     ("t5-base", Compacter(shared_rule=False), 48 * (3 * 768 + 3 * 24 + 2 * 4**3), 120_192),
+    ("t5-base", preset("lester2021-prompt"), 100 * 768, 76_800),
+    ("bert-base", preset("lester2021-prompt", length=20), 20 * 768, 15_360),
+    ("t5-base", preset("attempt2022"), 3 * 100 * 768, 230_400),
+    ("t5-base", preset("attempt2022", train_norm=True), 3 * 100 * 768 + 2 * 768, 231_936),
+    ("t5-base", preset("attempt2022", train_norm=True, tasks=8), (8 + 2) * 100 * 768 + 2 * 768, 8 * 96_192),
+    ("bert-base", preset("chen2021-dsee"), 24 * (16 * 2 * 768 + 64), 591_360),
+    ("bert-base", preset("chen2021-dsee", nonzeros=16), 24 * (16 * 2 * 768 + 16), 590_208),
+    ("gpt2-s", DSEE(nonzeros=16), 12 * (16 * (2 * 768 + 2 * 768) + 2 * 16), 590_208),
+    ("gpt2-s", PrefixTuning(length=10), 12 * 2 * 10 * 768, 184_320),
+    ("roberta-base", preset("he2022-sparse-adapter", density=1.0), 24 * (2 * 64 * 768 + 64 + 3 * 768), 2_416_128),
+    ("roberta-base", SparseAdapter(64, bias=False, density=1.0), 24 * 2 * 64 * 768, 2_359_296),
+    ("roberta-base", preset("he2022-sparse-adapter"), round(0.6 * 2_359_296) + 24 * (64 + 3 * 768), 1_472_410),
+    ("roberta-base", preset("he2022-large-sparse"), round(0.15 * 9_437_184) + 24 * (256 + 3 * 768), 1_477_018),
     ("t5-base", Adapter(reduction=32), 48 * (2 * 24 * 768 + 768 + 24), 1_807_488),
     ("t5-base", Adapter(reduction=32, norms=True), 48 * (2 * 24 * 768 + 768 + 24) + 62 * 768, 1_855_104),
 ]  # fmt: skip

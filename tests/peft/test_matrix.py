@@ -31,17 +31,32 @@ from dpft.per_sample.oracle import sq_norms
 
 # Small sizes; what a method does not name stays at its default. Variants are further cells.
 SECTIONS: dict[str, dict[str, Any]] = {
+    "dsee": {"rank": 3, "alpha": 5.0, "nonzeros": 5},
     "lora": {"rank": 3, "alpha": 5.0},
     "adapter": {"bottleneck": 4},
+    "sparse-adapter": {"bottleneck": 4},
     "compacter": {"bottleneck": 4, "n": 2},
     "tokens": {"tokens": (3, 5, 7)},
+    "prompt": {"length": 3},
+    "prefix": {"length": 3},
+    "attempt": {"count": 2, "length": 3, "width": 4, "temperature": 2.0, "train_norm": True},
 }
 VARIANTS: dict[str, dict[str, Any]] = {
+    "dsee pruned": {"name": "dsee", "rank": 2, "nonzeros": 5, "targets": ("all-linear",), "pruned": True},
     "lora all-linear fused": {"name": "lora", "rank": 2, "targets": ("all-linear",), "fuse_qkv": True},
     "lora ffa": {"name": "lora", "rank": 2, "freeze_a": True},
     "lora rslora": {"name": "lora", "rank": 2, "alpha": 3.0, "rslora": True},
     "adapter pfeiffer": {"name": "adapter", "bottleneck": 4, "placement": "ffn", "norms": True},
     "adapter yu": {"name": "adapter", "bottleneck": 4, "bias": False, "before_dropout": True},
+    "sparse-adapter he": {
+        "name": "sparse-adapter",
+        "bottleneck": 4,
+        "density": 0.3,
+        "mask": "magnitude",
+        "input_norm": True,
+        "activation": "relu",
+    },
+    "sparse-adapter synflow": {"name": "sparse-adapter", "reduction": 4, "density": 0.2, "mask": "synflow"},
     "compacter yu": {"name": "compacter", "bottleneck": 4, "n": 2, "shared_rule": False, "bias": False, "init": "yu"},
     "compacter++": {"name": "compacter", "bottleneck": 4, "n": 2, "placement": "ffn", "norms": True},
 }

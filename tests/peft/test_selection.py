@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dpft.engine.collect import collect
 from dpft.engine.preflight import preflight
 from dpft.errors import InputError
 from dpft.models.classifier import TextClassifier
@@ -18,7 +17,7 @@ from dpft.peft import BitFit, Full, HeadOnly, LastLayers, Method, Norms, TokenRo
 from dpft.peft.families import FAMILIES
 from dpft.peft.method import Wrapper
 from dpft.peft.registry import METHODS, cells, method_from, section_of
-from dpft.per_sample import Rows, per_example_gradients
+from dpft.per_sample import Rows
 
 TOKENS = (5, 3, 11)
 IDS = [[5, 3, 5, 7, 22, 5], [11, 9, 9, 11, 0, 0], [5, 0, 0, 0, 0, 0], [8, 6, 3, 0, 0, 0]]
@@ -118,58 +117,6 @@ def test_recipe_section_makes_the_same_method(method: Method) -> None:
     assert method_from(section_of(method)) == method
 
 
-class Pooled(nn.Module):
-    """A linear head on what an encoder makes of any inputs; for the families that are no text encoders."""
-
-    def __init__(self, encoder: Any) -> None:
-        super().__init__()
-        self.encoder, self.head, self.config = encoder, nn.Linear(16, 3).double(), encoder.config
-
-    def forward(self, **inputs: Tensor) -> Tensor:
-        made = self.encoder(**inputs)
-        pooled = made.get("pooler_output")
-        logits: Tensor = self.head(made.last_hidden_state.mean(1) if pooled is None else pooled)
-        return logits
-
-
-def task(family: str, tiny_encoder: Callable[..., Any], batch: dict[str, Tensor]) -> tuple[nn.Module, Any, Any]:
-    """A model of the family with a head, a loss of it, and a batch."""
-    if family not in ("t5", "vit"):
-        return classifier(tiny_encoder(family)), loss, batch
-    ids = batch["input_ids"]
-    inputs = {"pixel_values": torch.randn(4, 3, 8, 8).double()}
-    encoder = vision_encoder() if family == "vit" else tiny_encoder(family)
-    if family == "t5":
-        inputs = {"input_ids": ids, "attention_mask": batch["attention_mask"], "decoder_input_ids": ids.flip(1)}
-    return Pooled(encoder).eval(), lambda model, inputs: model(**inputs).sin().sum(1), inputs
-
-
-@pytest.mark.parametrize("cell", list(cells()), ids=lambda cell: f"{cell.method}-{cell.family}")
-def test_every_cell_of_the_matrix(
-    cell: Any, batch: dict[str, Tensor], tiny_encoder: Callable[..., Any], same_form: Callable[..., None]
-) -> None:
-    """A5, A6, F5: what the matrix claims, tried; each supported cell against one example at a time."""
-    method = METHODS[cell.method](tokens=TOKENS) if cell.method == "tokens" else METHODS[cell.method]()  # type: ignore[call-arg]
-    model, criterion, inputs = task(cell.family, tiny_encoder, batch)
-    if not cell.supported:
-        assert cell.reason
-        with pytest.raises(InputError, match=cell.method):
-            attach(model, method, train=("head",))
-        return
-    before = criterion(model, inputs)
-    attach(model, method, train=("head",))
-    if method.identity:
-        torch.testing.assert_close(criterion(model, inputs), before, rtol=0, atol=0)
-    assert len(names(model)) > 2 or cell.method == "head"
-    uses = preflight(moved(model), criterion, inputs)
-    assert not uses.alone
-    grads, _ = collect(model, criterion, inputs, expected=len(IDS), uses=uses)
-    truth = per_example_gradients(model, criterion, inputs)
-    assert set(grads) == set(truth)
-    for name, g in truth.items():
-        same_form(grads[name], g)
-
-
 def test_an_unused_pooler_does_not_train(tiny_encoder: Callable[..., Any]) -> None:
     """It would receive noise and no signal."""
     encoder = tiny_encoder("bert")
@@ -248,13 +195,6 @@ def encoder_decoder() -> Any:
 
     config = T5Config(vocab_size=23, d_model=8, d_kv=4, d_ff=8, num_layers=2, num_heads=2, pad_token_id=0)
     return T5Model(config).double().eval()
-
-
-def vision_encoder() -> Any:
-    from transformers import ViTConfig, ViTModel
-
-    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
-    return ViTModel(ViTConfig(image_size=8, patch_size=4, **sizes)).double().eval()
 
 
 REFUSED: dict[str, tuple[str, Method, str]] = {

@@ -31,6 +31,11 @@ METHODS: dict[str, tuple[list[str], int]] = {
     "full": (['targets=["all-linear"]'], WEIGHTS + BIASES),
     "full, whole": ([], WEIGHTS + BIASES + NORMS + (VOCABULARY + POSITIONS + 2) * WIDTH + 2 * WIDTH),
     "tokens": (["tokens=[5, 6, 9]"], 3 * WIDTH),
+    "dsee": (["rank=2", "nonzeros=4"], 2 * (2 * 2 * WIDTH + 4)),
+    "sparse-adapter": (["bottleneck=4"], 2 * 4 * WIDTH + 2 * (4 + WIDTH)),
+    "prompt": (["length=4"], 4 * WIDTH),
+    "prefix": (["length=4"], 2 * 4 * WIDTH),
+    "attempt": (["count=2", "length=4", "width=5"], (4 + 2 * 5) * WIDTH),
 }
 
 
@@ -76,6 +81,9 @@ def test_another_methods_fields_are_refused_before_anything_is_written(place: An
         (["name=tokens", "tokens=[100000]"], "method.tokens"),
         (["name=full", 'targets=["qery"]'], "it has query"),
         (["name=ia3", 'targets=["key"]', 'feedforward=["LayerNorm"]'], "LayerNorm"),
+        (["name=prompt", "length=17"], "at most 15 tokens"),
+        (["name=attempt", "count=2", "length=4", "tasks=2"], "one task's records"),
+        (["name=attempt", 'sources="nothing.safetensors"'], "as dpft source-prompt writes it"),
     ],
 )
 def test_what_does_not_fit_the_model_is_refused_before_a_record_is_read(

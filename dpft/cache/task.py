@@ -1,0 +1,100 @@
+"""A run's records with their recorded outputs: the same task to the training loop, with no backbone in its steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from dpft.cache.build import fill, key_of
+from dpft.cache.folder import delete
+from dpft.cache.frozen import computed_in, find
+from dpft.cache.replay import Replay
+from dpft.cache.store import DTYPES, Layout, Store, reopened, written
+from dpft.config.cache_section import CacheSection
+from dpft.data.load import Data
+from dpft.per_sample.batches import to_device
+from dpft.per_sample.oracle import Loss
+from dpft.task import Task
+
+RECORD = "record"
+"""An example's key for its place in the cache."""
+
+
+class CachedTask:
+    """``task`` with a cache in ``folder``, for the training of an attached ``model`` (see :class:`dpft.task.Task`).
+
+    The model is under taps until :meth:`finish`: batches made here run on the cache, all others run it whole. Raises
+    :class:`InputError`, before any record is read, where the model and its method leave nothing to cache."""
+
+    def __init__(
+        self, section: CacheSection, task: Task, model: nn.Module, loss: Loss, folder: Path,
+        compute: torch.dtype = torch.float32, budget: int = 4096,
+    ) -> None:  # fmt: skip
+        self._section, self._task, self._folder, self._budget = section, task, folder, budget
+        self._loss = computed_in(loss, compute)
+        synthetic = to_device(task.synthetic(), next(model.parameters()).device)
+        cut = find(model, loss, synthetic, compute)
+        self._key = key_of(model, cut, compute)
+        self._replay = Replay(model, cut)
+        recorded = self._replay.record(self._loss, synthetic).to(DTYPES[section.dtype])
+        self._synthetic = self._replay.batch(synthetic, recorded)
+        self._store: Store | None = None
+
+    def load(self) -> Data[Any]:
+        return self._task.load()
+
+    def inputs(self) -> dict[str, Any]:
+        return self._task.inputs()
+
+    def synthetic(self) -> dict[str, Any]:
+        """The task's own synthetic batch, with recorded outputs in the number type that training will read."""
+        return self._synthetic
+
+    def examples(self, records: Sequence[Any], say: Callable[[str], None] = lambda _: None) -> list[Any]:
+        """One example a record. The cache is opened where it holds these very records, and computed where not."""
+        examples = self._task.examples(records)
+        cut = self._replay.cut
+        costs = np.array([self._task.length(example) for example in examples], dtype=np.int64)
+        places = tuple(point.place for point in cut.points)
+        layout = Layout(self._key, places, cut.width, self._section.dtype, self._lengths(costs), examples)
+        self._store = reopened(self._folder, layout)
+        if self._store is None:
+            say("computing once what stays frozen")
+            self._store = written(self._folder, layout, lambda write: fill(
+                write, self._replay, self._loss, examples, costs, self._task.collate, self._budget
+            ))  # fmt: skip
+        short = cut.tokens == 0
+        return [{**({"label": e["label"]} if short else e), RECORD: i} for i, e in enumerate(examples)]
+
+    def length(self, example: Any) -> int:
+        """A record that is one vector costs as one token."""
+        return 1 if self._replay.cut.tokens == 0 else self._task.length(example)
+
+    def collate(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """The task's batch with what was recorded of its examples, or that alone."""
+        assert self._store is not None  # examples come from examples()
+        records = [example[RECORD] for example in examples]
+        if self._replay.cut.tokens == 0:
+            labels = torch.tensor([example["label"] for example in examples], dtype=torch.int64)
+            return self._replay.batch({"labels": labels}, self._store.gather(records, None).squeeze(1))
+        batch = self._task.collate(list(examples))
+        mask = batch["attention_mask"] if self._replay.cut.tokens is None else None
+        return self._replay.batch(batch, self._store.gather(records, mask))
+
+    def finish(self) -> None:
+        """The run is over: the model is whole again, and the cache deleted unless it is to stay."""
+        self._store = None
+        self._replay.remove()
+        if not self._section.keep:
+            delete(self._folder)
+
+    def _lengths(self, costs: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Tokens of each record at the points."""
+        tokens = self._replay.cut.tokens
+        return costs if tokens is None else np.full_like(costs, max(1, tokens))
