@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from dpft.engine.clipping import total_sq_norm
 from dpft.engine.collect import collect
 from dpft.engine.guard import frozen_digest
+from dpft.engine.padding import check_padding
 from dpft.errors import InputError, NoRuleError, OneAtATime, PrivacyError
 from dpft.per_sample import Form, Uses, per_example_gradients
 from dpft.per_sample.batches import examples_in, mapped, take, tensors
@@ -71,6 +72,7 @@ def _prove(model: nn.Module, loss: Loss, batch: Any, compute: torch.dtype) -> Us
             _none_missing(model, grads)
             _check_losses(model, loss, part, losses)
             _compare(grads, {name: g[rows] for name, g in truth.items()})
+        check_padding(model, loss, batch, max(_TOLERANCE.get(g.dtype, 0.0) for g in truth.values()))
     _check_neighbours(model, loss, batch, uses)
     return uses
 
@@ -82,7 +84,9 @@ def _prove_alone(model: nn.Module, loss: Loss, batch: Any, reason: NoRuleError) 
     Announced, with what it costs on this batch."""
     B, uses = examples_in(batch), Uses(alone=True)
     with _evaluating(model), torch.no_grad():
-        _check_losses(model, loss, batch, loss(model, batch))
+        losses = loss(model, batch)
+        _check_losses(model, loss, batch, losses)
+        check_padding(model, loss, batch, _TOLERANCE.get(losses.dtype, 0.1))
     began = time.perf_counter()
     grads, _ = collect(model, loss, batch, expected=B, uses=uses)
     alone = time.perf_counter() - began

@@ -49,11 +49,12 @@ def token_classification_loss(model: nn.Module, batch: Batch) -> Tensor:
 def causal_lm_loss(model: nn.Module, batch: Batch, *, label_smoothing: float = 0.0) -> Tensor:
     """Mean cross-entropy over an example's own next tokens, [B]; labels [B, T] are the tokens themselves.
 
-    Logits in front of the text (a soft prompt's) predict nothing that counts and are left out."""
+    Logits in front of the text (a soft prompt's) predict nothing that counts and are left out, and so do those at
+    padding: what is padded on the left would otherwise predict one token more than what is not."""
     labels, logits = sequences(labels_in(batch), "[B, T]"), _logits(model, batch, "[B, T, K]")
     logits = logits[:, max(0, logits.shape[1] - labels.shape[1]) :]
     labels = classes(labels, logits.shape[:2], logits.shape[2], gaps=True)
-    return _token_mean(logits[:, :-1], labels[:, 1:], label_smoothing)
+    return _token_mean(logits[:, :-1], _next_labels(batch, labels), label_smoothing)
 
 
 def seq2seq_loss(model: nn.Module, batch: Batch, *, label_smoothing: float = 0.0) -> Tensor:
@@ -74,6 +75,15 @@ LOSSES: Mapping[str, Loss] = {
     "seq2seq": seq2seq_loss,
     "image-classification": classification_loss,
 }
+
+
+def _next_labels(batch: Batch, labels: Tensor) -> Tensor:  # [B,T] -> [B,T-1]
+    """The label of each place but the first, where a token stands in front of it."""
+    mask = batch.get("attention_mask")
+    following = labels[:, 1:]
+    if not isinstance(mask, Tensor) or mask.shape != labels.shape:
+        return following
+    return following.masked_fill(mask[:, :-1] == 0, NO_LABEL)
 
 
 def _logits(model: nn.Module, batch: Batch, axes: str) -> Tensor:
