@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from dpft.engine.clipping import clipped_sum
 from dpft.engine.preflight import preflight
+from dpft.errors import PrivacyError
 from dpft.models.classifier import TextClassifier
 from dpft.models.losses import classification_loss
 from dpft.models.source import load_encoder
@@ -135,10 +136,10 @@ def _weights(model: TextClassifier, batch: Mapping[str, Tensor]) -> Tensor:
 
 
 def _passes(model: TextClassifier, records: Records, alike: list[Any], longer: Any) -> bool:
-    """Whether a preflight, which sees examples with their padding, lets it pass."""
+    """Whether the preflight, which compares examples with and without their padding, lets it pass."""
     try:
         preflight(model, classification_loss, records.collate([longer, *alike[:3]]))
-    except Exception:
+    except PrivacyError:
         return False
     return True
 
@@ -173,8 +174,8 @@ def report(rows: list[list[str]], shares: list[list[str]], records: Records, opt
         f"{table([*columns, 'passes the preflight'], rows)}\n\n"
         "Weights of one: largest change of an attention weight. Gradient of one: change over its norm, before "
         "clipping. Sum: norm of the change of the others' summed clipped gradients, over the clip; the noise is made "
-        "for what the joining record adds itself, at most 1, and this comes on top. The preflight compares examples "
-        "with their padding, so it can't see that padding is looked at: this is left to the method's own tests.\n\n"
+        "for what the joining record adds itself, at most 1, and this comes on top. The preflight compares every "
+        "example with and without its padding.\n\n"
         "Share of the groups in the mean clipped gradient at the start:\n\n"
         f"{table(['temperature', 'attention weights', 'P_new', 'W_down, W_up', 'head'], shares)}\n"
     )
