@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from dpft.peft.full import Full as Full
     from dpft.peft.head_only import HeadOnly as HeadOnly
     from dpft.peft.ia3 import IA3 as IA3
+    from dpft.peft.ladder import Ladder as Ladder
     from dpft.peft.last_layers import LastLayers as LastLayers
     from dpft.peft.lora import LoRA as LoRA
     from dpft.peft.merge import merge as merge
@@ -37,8 +38,10 @@ if TYPE_CHECKING:
     from dpft.peft.prefix import PrefixTuning as PrefixTuning
     from dpft.peft.prompt import PromptTuning as PromptTuning
     from dpft.peft.prune import prune as prune
+    from dpft.peft.raft import RAFT as RAFT
     from dpft.peft.registry import preset as preset
     from dpft.peft.sparse_adapter import SparseAdapter as SparseAdapter
+    from dpft.peft.together import Together as Together
 
 _HOME = {
     "Adapter": "dpft.peft.bottleneck",
@@ -49,6 +52,7 @@ _HOME = {
     "Full": "dpft.peft.full",
     "HeadOnly": "dpft.peft.head_only",
     "IA3": "dpft.peft.ia3",
+    "Ladder": "dpft.peft.ladder",
     "LastLayers": "dpft.peft.last_layers",
     "LoRA": "dpft.peft.lora",
     "Norms": "dpft.peft.norms",
@@ -56,7 +60,9 @@ _HOME = {
     "PrefixTuning": "dpft.peft.prefix",
     "PrivateEngine": "dpft.engine.engine",
     "PromptTuning": "dpft.peft.prompt",
+    "RAFT": "dpft.peft.raft",
     "SparseAdapter": "dpft.peft.sparse_adapter",
+    "Together": "dpft.peft.together",
     "TokenRows": "dpft.peft.new_tokens",
     "attach": "dpft.peft.attach",
     "load": "dpft.adapter",
@@ -72,12 +78,14 @@ _MODULES = {"losses": "dpft.models.losses", "per_sample": "dpft.per_sample"}
 __all__ = [
     "DSEE",
     "IA3",
+    "RAFT",
     "Adapter",
     "Attempt",
     "BitFit",
     "Compacter",
     "Full",
     "HeadOnly",
+    "Ladder",
     "LastLayers",
     "LoRA",
     "Norms",
@@ -86,6 +94,7 @@ __all__ = [
     "PrivateEngine",
     "PromptTuning",
     "SparseAdapter",
+    "Together",
     "TokenRows",
     "__version__",
     "attach",

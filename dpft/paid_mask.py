@@ -22,7 +22,7 @@ from dpft.engine.plan import Plan
 from dpft.errors import TrainingError
 from dpft.models.classifier import Classifier
 from dpft.peft.method import Method
-from dpft.peft.registry import method_from
+from dpft.peft.registry import method_of
 from dpft.peft.sparse_adapter import SparseAdapter
 from dpft.public import drawn_head_loss, keep, take_kept
 from dpft.task import Task
@@ -35,7 +35,7 @@ def mask_steps(recipe: Recipe, method: Method) -> int:
 
 def check_mask_steps(recipe: Recipe, plan: Plan) -> None:
     """Before anything is loaded: :class:`InputError` for a mask that leaves no step to train."""
-    steps = mask_steps(recipe, method_from(recipe.method.model_dump()))
+    steps = mask_steps(recipe, method_of(recipe))
     if steps:
         plan_of_training(plan, steps)
 

@@ -27,7 +27,7 @@ from dpft.models.losses import Loss, classification_loss
 from dpft.models.source import ModelSource
 from dpft.peft.attach import attach
 from dpft.peft.method import Method, Public
-from dpft.peft.registry import method_from
+from dpft.peft.registry import method_of
 from dpft.task import task_of
 
 _KEPT = "informed.safetensors"
@@ -36,7 +36,7 @@ _HEAD_STD = 0.02
 
 def check_public(recipe: Recipe) -> None:
     """Before anything is read: :class:`InputError` where ``[public]`` is missing, of no use, or names private files."""
-    method = method_from(recipe.method.model_dump())
+    method = method_of(recipe)
     wants = method.wants_public and recipe.start is None  # a second phase goes on with what the first one took
     if wants and recipe.public is None:
         raise InputError(

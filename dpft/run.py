@@ -30,7 +30,7 @@ from dpft.models.precision import attention_for, compute_dtype
 from dpft.models.source import ModelSource, load_encoder, pinned, resolve
 from dpft.paid_mask import check_mask_steps, choose_mask, facts_of
 from dpft.peft.method import Method
-from dpft.peft.registry import method_from
+from dpft.peft.registry import method_of
 from dpft.peft.soft_prompt import check_room, cost
 from dpft.per_sample.capture import trainable
 from dpft.public import attach_informed, check_public
@@ -155,7 +155,7 @@ def build_model(
 
     The head trains with every method, since it starts at zero. ``private`` is where a run keeps what its method took
     from public records, and finds it on ``resume``."""
-    method = method_from(recipe.method.model_dump())
+    method = method_of(recipe)
     encoder = load_encoder(source, attention)
     model = classifier(encoder, len(recipe.data.labels), recipe.model.pooling, recipe.model.feature_norm)
     attach_informed(model, method, recipe, source, private, resume)
@@ -224,7 +224,7 @@ def _write_facts(
         "data_set_run": books.run if books else None,
         "started_from": dict(start.facts) if start else None,
         "public_records": public_id(recipe.public) if recipe.public else None,
-        "mask": facts_of(recipe, method_from(recipe.method.model_dump())),
+        "mask": facts_of(recipe, method_of(recipe)),
     }
     write_json(folder / "plan.json", facts)
 

@@ -26,7 +26,7 @@ from dpft.models.source import ModelSource
 from dpft.peft.dsee import DSEE
 from dpft.peft.method import Method
 from dpft.peft.prune import Pruning, hold, masks
-from dpft.peft.registry import method_from, section_of
+from dpft.peft.registry import method_of, section_of
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def _same_training(recipe: Recipe, meta: Mapping[str, Any]) -> None:
         "labels": list(recipe.data.labels),
         "pooling": recipe.model.pooling,
         "feature_norm": recipe.model.feature_norm,
-        "method": section_of(method_from(recipe.method.model_dump()).stored),
+        "method": section_of(method_of(recipe).stored),
     }
     odd = next((key for key, value in here.items() if meta[key] != value), None)
     if odd is not None:

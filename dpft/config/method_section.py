@@ -16,7 +16,9 @@ from dpft.config.bottleneck_section import Activation, BottleneckSection, Width
 from dpft.config.layer_names import Layers, Parts, Paths, each_once
 from dpft.config.presets import PRESETS
 from dpft.config.sections_dsee import DSEESection
+from dpft.config.sections_ladder import LadderSection
 from dpft.config.sections_prompts import AttemptSection, PrefixSection, PromptSection
+from dpft.config.sections_raft import RAFTSection
 from dpft.config.sections_sparse import SparseAdapterSection
 
 
@@ -154,10 +156,25 @@ MethodSection = Annotated[
     | PrefixSection
     | AttemptSection
     | DSEESection
+    | LadderSection
+    | RAFTSection
     | SparseAdapterSection,
     Field(discriminator="name"),
 ]
 """The sections that ``[method]`` may be."""
+
+BesideSection = Annotated[
+    LoRASection
+    | BitFitSection
+    | NormsSection
+    | IA3Section
+    | AdapterSection
+    | CompacterSection
+    | RAFTSection
+    | SparseAdapterSection,
+    Field(discriminator="name"),
+]
+"""The sections that ``[beside]`` may be: methods that leave room for another."""
 
 
 def with_preset(section: Any) -> Any:

@@ -95,4 +95,9 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     # best are SNIP's, which look at records: mask = "snip" with [public] or mask_steps
     "he2022-sparse-adapter": _SPARSE_ADAPTER,
     "he2022-large-sparse": {**_SPARSE_ADAPTER, "bottleneck": 4 * 64, "density": 0.6 / 4},
+    # Fang et al. 2022, arXiv 2208.14111; its other mode trains the biases too: [beside] name = "bitfit"
+    "fang2022-raft": {"name": "raft", "numerator": 5, "denominator": 4, "version": "safe"},
+    # Sung et al. 2022, arXiv 2206.06522. On T5-base it keeps blocks [1, 2, 3, 5, 6, 7, 9, 10, 11] of both stacks, on
+    # T5-large every other: set keep. It chooses rows by Fisher information: init = "fisher", with [public]
+    "sung2022-lst": {"name": "lst", "reduction": 8, "init": "prune", "start": "published"},
 }

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from dpft.config.base import Count, OptionalWord, Positive, Section, Word, wrong
 from dpft.config.cache_section import CacheSection
 from dpft.config.data_section import DataSection
-from dpft.config.method_section import MethodSection, with_preset
+from dpft.config.method_section import BesideSection, MethodSection, with_preset
 from dpft.config.privacy_section import PrivacySection
 from dpft.config.public_section import PublicSection, check_apart
 from dpft.config.start_section import StartSection
@@ -96,6 +96,9 @@ class Recipe(Section):
     train: TrainSection = Field(default=TrainSection(), description="how the work is cut up")
     evaluate: EvaluateSection = Field(default=EvaluateSection(), description="what may be said of held-out records")
 
+    beside: BesideSection | None = Field(
+        default=None, discriminator="name", description="a second method next to the first; absent = none"
+    )
     ledger: LedgerSection | None = Field(default=None, description="the data set's own ledger; absent = none")
     cache: CacheSection | None = Field(default=None, description="the frozen backbone's outputs, kept; absent = none")
     start: StartSection | None = Field(default=None, description="the run to go on from; absent = none")
@@ -106,9 +109,9 @@ class Recipe(Section):
     @model_validator(mode="before")
     @classmethod
     def _presets_in_full(cls, values: Any) -> Any:
-        if isinstance(values, Mapping) and "method" in values:
-            return {**values, "method": with_preset(values["method"])}
-        return values
+        if not isinstance(values, Mapping):
+            return values
+        return {**values, **{key: with_preset(values[key]) for key in ("method", "beside") if key in values}}
 
     @model_validator(mode="after")
     def _model_fits_the_records(self) -> Self:

@@ -9,6 +9,7 @@ from dpft.peft.dsee import DSEE
 from dpft.peft.full import Full
 from dpft.peft.head_only import HeadOnly
 from dpft.peft.ia3 import IA3
+from dpft.peft.ladder import Ladder
 from dpft.peft.last_layers import LastLayers
 from dpft.peft.lora import LoRA
 from dpft.peft.merge import merge
@@ -17,17 +18,21 @@ from dpft.peft.new_tokens import TokenRows
 from dpft.peft.norms import Norms
 from dpft.peft.prefix import PrefixTuning
 from dpft.peft.prompt import PromptTuning
+from dpft.peft.raft import RAFT
 from dpft.peft.sparse_adapter import SparseAdapter
+from dpft.peft.together import Together
 
 __all__ = [
     "DSEE",
     "IA3",
+    "RAFT",
     "Adapter",
     "Attempt",
     "BitFit",
     "Compacter",
     "Full",
     "HeadOnly",
+    "Ladder",
     "LastLayers",
     "LoRA",
     "Method",
@@ -35,6 +40,7 @@ __all__ = [
     "PrefixTuning",
     "PromptTuning",
     "SparseAdapter",
+    "Together",
     "TokenRows",
     "attach",
     "merge",

@@ -15,6 +15,7 @@ from typing import Literal
 from torch import nn
 
 from dpft.errors import InputError
+from dpft.peft.around import Around
 
 Role = Literal[
     "query", "key", "value", "attention_proj", "attention_out", "ffn_in", "ffn_proj", "ffn_out", "activation"
@@ -144,12 +145,15 @@ def is_linear(module: nn.Module) -> bool:
 
 
 def blocks_of(model: nn.Module) -> list[list[tuple[str, nn.Module]]]:
-    """The model's stacks (one, or encoder and decoder) of named transformer blocks, in order."""
+    """The model's own stacks (one, or encoder and decoder) of named transformer blocks, in order."""
     family = family_of(model)
+    beside = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, Around))
     stacks = [
         [(f"{name}.{i}", block) for i, block in enumerate(module)]
         for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and any(name == b or name.endswith("." + b) for b in family.blocks)
+        if isinstance(module, nn.ModuleList)
+        and any(name == b or name.endswith("." + b) for b in family.blocks)
+        and not name.startswith(beside)
     ]
     if not stacks:
         raise InputError(f"Expected a {family.model_type} model with blocks under {family.blocks[-1]!r}, found none.")

@@ -9,6 +9,7 @@ from typing import Any
 
 from dpft.config.method_section import with_preset
 from dpft.config.presets import PRESETS
+from dpft.config.schema import Recipe
 from dpft.errors import InputError
 from dpft.peft.attempt import Attempt
 from dpft.peft.bitfit import BitFit
@@ -19,6 +20,7 @@ from dpft.peft.families import FAMILIES, Family
 from dpft.peft.full import Full
 from dpft.peft.head_only import HeadOnly
 from dpft.peft.ia3 import IA3
+from dpft.peft.ladder import Ladder
 from dpft.peft.last_layers import LastLayers
 from dpft.peft.lora import LoRA
 from dpft.peft.method import Method
@@ -26,14 +28,18 @@ from dpft.peft.new_tokens import TokenRows
 from dpft.peft.norms import Norms
 from dpft.peft.prefix import PrefixTuning
 from dpft.peft.prompt import PromptTuning
+from dpft.peft.raft import RAFT
 from dpft.peft.sparse_adapter import SparseAdapter
+from dpft.peft.together import NAME as TOGETHER
+from dpft.peft.together import Together
 
 METHODS: Mapping[str, type[Method]] = {
     m.name: m
     for m in (
         LoRA, IA3, BitFit, Norms, LastLayers, Full, TokenRows, HeadOnly, Adapter, Compacter,
         PromptTuning, PrefixTuning, Attempt, DSEE,
-        SparseAdapter,
+        SparseAdapter, RAFT,
+        Ladder,
     )
 }  # fmt: skip
 
@@ -49,6 +55,8 @@ def method_from(section: Mapping[str, Any]) -> Method:
     """The method that a recipe's ``[method]`` table, or the table kept with a saved adapter, describes.
 
     Raises :class:`InputError` for an unknown name or field."""
+    if section.get("name") == TOGETHER:  # never written in a recipe, where it is [method] and [beside]
+        return Together(tuple(method_from(part) for part in section["methods"]))
     fields = {key: tuple(value) if isinstance(value, list) else value for key, value in section.items()}
     name = str(fields.pop("name", None))
     if name not in METHODS:
@@ -57,6 +65,12 @@ def method_from(section: Mapping[str, Any]) -> Method:
         return METHODS[name](**fields)
     except TypeError:
         raise InputError(f"The method {name!r} does not take exactly the fields {', '.join(fields)}.") from None
+
+
+def method_of(recipe: Recipe) -> Method:
+    """The method of a recipe: ``[method]``, and ``[beside]`` together with it."""
+    first = method_from(recipe.method.model_dump())
+    return first if recipe.beside is None else Together((first, method_from(recipe.beside.model_dump())))
 
 
 def preset(name: str, **fields: Any) -> Method:
@@ -72,6 +86,8 @@ def preset(name: str, **fields: Any) -> Method:
 
 def section_of(method: Method) -> dict[str, Any]:
     """The reverse: plain values, as a recipe or a saved adapter holds them."""
+    if isinstance(method, Together):
+        return {"name": TOGETHER, "methods": [section_of(part) for part in method.methods]}
     values = asdict(method)  # type: ignore[call-overload]
     return {"name": method.name, **{k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}}
 

@@ -22,6 +22,7 @@ QUICKSTART = Path(__file__).parents[2] / "recipes" / "quickstart.toml"
 VALUES = tomllib.loads(QUICKSTART.read_text(encoding="utf-8"))
 # The sections that the quickstart goes without.
 VALUES["ledger"] = {"file": "books.jsonl", "dataset": "films"}
+VALUES["beside"] = {"name": "lora"}
 VALUES["start"] = {"run": "runs/first"}
 VALUES["public"] = {"source": "csv", "path": "public.csv", "labels": VALUES["data"]["labels"], "max_length": 64}
 DESCRIBED = dict(field_descriptions(Recipe, tag="lora"))  # the other methods: test_method_section.py
@@ -85,8 +86,8 @@ def test_a_key_in_the_wrong_section_is_pointed_to_its_own(key: str, nearest: str
 
 def test_a_key_like_no_other_lists_the_fields_there() -> None:
     assert message(bent("zzz", 1)).endswith(
-        "the fields here are: name, seed, data, model, method, privacy, optimizer, train, evaluate, ledger, "
-        "cache, start, public."
+        "the fields here are: name, seed, data, model, method, privacy, optimizer, train, evaluate, "
+        "beside, ledger, cache, start, public."
     )
 
 

@@ -50,6 +50,14 @@ def houlsby(d: int, layers: int, m: int, norms: bool) -> int:
     return 2 * layers * (2 * m * d + d + m) + norms * 2 * d * (2 * layers + 1)
 
 
+def ladder_of_t5_base(kept: int) -> int:
+    """Reduction 8 with ``kept`` blocks in each stack, of which the decoder's attend twice."""
+    d, n = 768, 96
+    blocks = kept * (4 + 8) * n * n + kept * (8 + 8) * n * n + kept * (2 + 3) * n
+    gates, positions, norms = 2 * kept, 2 * 32 * 12, 2 * n
+    return blocks + 2 * (kept + 1) * (d * n + n) + n * d + d + gates + norms + positions
+
+
 # Model, method, closed form in width d and layers L, the figure.
 ROWS: list[tuple[str, Method, int, int]] = [
     ("roberta-base", preset("yu2022-adapter"), 4 * 12 * 768 * 48, 1_769_472),
@@ -96,11 +104,15 @@ ROWS: list[tuple[str, Method, int, int]] = [
     ("bert-base", preset("chen2021-dsee"), 24 * (16 * 2 * 768 + 64), 591_360),
     ("bert-base", preset("chen2021-dsee", nonzeros=16), 24 * (16 * 2 * 768 + 16), 590_208),
     ("gpt2-s", DSEE(nonzeros=16), 12 * (16 * (2 * 768 + 2 * 768) + 2 * 16), 590_208),
+    ("bert-base", preset("fang2022-raft"), 13 * 10, 130),
     ("gpt2-s", PrefixTuning(length=10), 12 * 2 * 10 * 768, 184_320),
     ("roberta-base", preset("he2022-sparse-adapter", density=1.0), 24 * (2 * 64 * 768 + 64 + 3 * 768), 2_416_128),
     ("roberta-base", SparseAdapter(64, bias=False, density=1.0), 24 * 2 * 64 * 768, 2_359_296),
     ("roberta-base", preset("he2022-sparse-adapter"), round(0.6 * 2_359_296) + 24 * (64 + 3 * 768), 1_472_410),
     ("roberta-base", preset("he2022-large-sparse"), round(0.15 * 9_437_184) + 24 * (256 + 3 * 768), 1_477_018),
+    ("t5-base", preset("sung2022-lst"), ladder_of_t5_base(12), 5_097_240),
+    # 3,878,712 as printed, with a gate for each of 24 blocks; six of those are of blocks that are left out
+    ("t5-base", preset("sung2022-lst", keep=(1, 2, 3, 5, 6, 7, 9, 10, 11)), ladder_of_t5_base(9), 3_878_712 - 6),
     ("t5-base", Adapter(reduction=32), 48 * (2 * 24 * 768 + 768 + 24), 1_807_488),
     ("t5-base", Adapter(reduction=32, norms=True), 48 * (2 * 24 * 768 + 768 + 24) + 62 * 768, 1_855_104),
 ]  # fmt: skip

@@ -39,6 +39,7 @@ SECTIONS: dict[str, dict[str, Any]] = {
     "tokens": {"tokens": (3, 5, 7)},
     "prompt": {"length": 3},
     "prefix": {"length": 3},
+    "lst": {"reduction": 2},
     "attempt": {"count": 2, "length": 3, "width": 4, "temperature": 2.0, "train_norm": True},
 }
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -57,7 +58,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "activation": "relu",
     },
     "sparse-adapter synflow": {"name": "sparse-adapter", "reduction": 4, "density": 0.2, "mask": "synflow"},
+    "lst published": {"name": "lst", "reduction": 2, "start": "published"},
+    "lst random keep": {"name": "lst", "reduction": 2, "init": "random", "keep": (1,)},
     "compacter yu": {"name": "compacter", "bottleneck": 4, "n": 2, "shared_rule": False, "bias": False, "init": "yu"},
+    "raft smooth": {"name": "raft", "version": "smooth", "tails": "rational", "scaling": "none"},
+    "raft beside norms": {"name": "together", "methods": ({"name": "raft"}, {"name": "norms"})},
+    "raft beside lora": {"name": "together", "methods": ({"name": "raft"}, {"name": "lora", "rank": 2})},
     "compacter++": {"name": "compacter", "bottleneck": 4, "n": 2, "placement": "ffn", "norms": True},
 }
 POOLED = ("head", "tokens")  # of a language model: what is tied to its embedding is no head, nor are its rows apart

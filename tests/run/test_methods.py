@@ -31,6 +31,7 @@ METHODS: dict[str, tuple[list[str], int]] = {
     "full": (['targets=["all-linear"]'], WEIGHTS + BIASES),
     "full, whole": ([], WEIGHTS + BIASES + NORMS + (VOCABULARY + POSITIONS + 2) * WIDTH + 2 * WIDTH),
     "tokens": (["tokens=[5, 6, 9]"], 3 * WIDTH),
+    "raft": ([], 10),
     "dsee": (["rank=2", "nonzeros=4"], 2 * (2 * 2 * WIDTH + 4)),
     "sparse-adapter": (["bottleneck=4"], 2 * 4 * WIDTH + 2 * (4 + WIDTH)),
     "prompt": (["length=4"], 4 * WIDTH),
