@@ -34,8 +34,9 @@ from dpft.peft.registry import method_of
 from dpft.peft.soft_prompt import check_room, cost
 from dpft.per_sample.capture import trainable
 from dpft.public import attach_informed, check_public
+from dpft.report.activations import activations_svg
 from dpft.report.statement import trained
-from dpft.report.write import write_report
+from dpft.report.write import PICTURE, write_report
 from dpft.schedule import build_optimizer, set_rates
 from dpft.start import Start
 from dpft.task import Task, task_of
@@ -293,6 +294,9 @@ def _release(folder: Path, model: Classifier, method: Method, recipe: Recipe, so
         drawn=source.drawn,
         inputs=task.inputs(),
     )
+    picture = activations_svg(model)
+    if picture:
+        write_atomic(part / PICTURE, picture)
     shutil.rmtree(folder / "adapter", ignore_errors=True)  # of a run stopped between here and its report
     part.rename(folder / "adapter")
     sync_folder(folder)

@@ -10,8 +10,8 @@ from torch import nn
 from dpft.errors import InputError
 from dpft.peft.around import Around
 from dpft.peft.inject import replace_module
-from dpft.peft.method import Wrapper
-from dpft.peft.pattern import innermost, lost_by_merging
+from dpft.peft.method import Wrapper, innermost
+from dpft.peft.pattern import lost_by_merging
 
 M = TypeVar("M", bound=nn.Module)
 

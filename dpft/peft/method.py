@@ -88,6 +88,13 @@ class Wrapper(nn.Module):
         )
 
 
+def innermost(module: nn.Module) -> nn.Module:
+    """What stands inside all wrappers."""
+    while isinstance(module, Wrapper):
+        module = module.base_layer
+    return module
+
+
 def placed(parameter: torch.Tensor, like: nn.Module) -> nn.Parameter:
     """``parameter`` on the device and in the number type of ``like``'s own parameters, if it has any."""
     reference = next(like.parameters(), None)

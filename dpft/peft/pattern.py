@@ -23,7 +23,7 @@ from torch.func import functional_call
 from dpft.errors import InputError
 from dpft.peft.families import is_linear
 from dpft.peft.inject import replace_module
-from dpft.peft.method import Wrapper
+from dpft.peft.method import Wrapper, innermost
 from dpft.peft.pruned import packed, unpacked
 from dpft.per_sample.masked import scattered
 
@@ -106,13 +106,6 @@ def locked(model: nn.Module, chosen: Sequence[nn.Parameter], pattern: Pattern) -
             replace_module(model, name, made[module])
     values = {id(module.weight): wrapper.values for module, wrapper in made.items()}
     return [values.get(id(p), p) for p in chosen]
-
-
-def innermost(module: nn.Module) -> nn.Module:
-    """What stands inside all wrappers."""
-    while isinstance(module, Wrapper):
-        module = module.base_layer
-    return module
 
 
 @torch.no_grad()

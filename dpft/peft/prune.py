@@ -28,7 +28,7 @@ from dpft.peft.families import Role, at, backbone, family_of, is_linear
 from dpft.peft.inject import replace_module
 from dpft.peft.lora import PARTS, LoRALinear, linear_shape
 from dpft.peft.merge import merge
-from dpft.peft.method import Wrapper
+from dpft.peft.method import Wrapper, innermost
 from dpft.peft.pruned import Pruned
 
 Scope = Literal["global", "layer"]
@@ -131,7 +131,7 @@ def _heads(model: nn.Module, drop: int) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for query, key, value, after in zip(*_attentions(model), strict=True):
         rows = [_rows(model, layer, part) for part, (_, layer) in enumerate((query, key, value))]
-        if len({r.stop - r.start for r in rows} | {linear_shape(_base(after[1]))[0]}) > 1:
+        if len({r.stop - r.start for r in rows} | {linear_shape(innermost(after[1]))[0]}) > 1:
             raise InputError("This model's heads share keys and values, so none can be dropped alone; give a ratio.")
         strength = sum(_score(layer)[rows[i]].sum(dim=1) for i, (_, layer) in ((0, query), (2, value)))
         assert isinstance(strength, Tensor)
@@ -162,7 +162,7 @@ def _attentions(model: nn.Module) -> tuple[list[tuple[str, nn.Module]], ...]:
 
 def _rows(model: nn.Module, layer: nn.Module, part: int) -> slice:
     """The rows of query, key or value (``part`` 0, 1, 2) in a layer that may hold all three."""
-    outputs = linear_shape(_base(layer))[1]
+    outputs = linear_shape(innermost(layer))[1]
     size = outputs // len(PARTS)
     return slice(part * size, (part + 1) * size) if family_of(model).fused > 1 else slice(0, outputs)
 
@@ -171,20 +171,14 @@ def _layers(model: nn.Module, *roles: Role) -> Iterator[tuple[str, nn.Module]]:
     """(name, Linear with what is around it) for the blocks' layers in ``roles``, none inside another."""
     last = None
     for name, module in at(model, *roles):
-        if (last is None or not name.startswith(last + ".")) and is_linear(_base(module)):
+        if (last is None or not name.startswith(last + ".")) and is_linear(innermost(module)):
             last = name
             yield name, module
 
 
-def _base(module: nn.Module) -> nn.Module:
-    while isinstance(module, Wrapper):
-        module = module.base_layer
-    return module
-
-
 def _score(layer: nn.Module) -> Tensor:
     """Scores [O, I], float32 on the processor; below all others where a weight is pruned already."""
-    base = _base(layer)
+    base = innermost(layer)
     score = _as_kept(cast(Tensor, base.weight).detach(), base).abs().float().cpu()
     if isinstance(layer, LoRALinear):
         residual, size = layer.change().abs().float().cpu(), len(score) // len(PARTS)
@@ -197,10 +191,10 @@ def _score(layer: nn.Module) -> Tensor:
 
 
 def _whole(layer: nn.Module) -> Tensor:
-    inputs, outputs = linear_shape(_base(layer))
+    inputs, outputs = linear_shape(innermost(layer))
     return torch.ones(outputs, inputs, dtype=torch.bool)
 
 
 def _as_kept(matrix: Tensor, layer: nn.Module) -> Tensor:
     """[O, I] as the layer keeps its weight, or the reverse: Conv1D's is [I, O]."""
-    return matrix if isinstance(_base(layer), nn.Linear) else matrix.T
+    return matrix if isinstance(innermost(layer), nn.Linear) else matrix.T

@@ -10,16 +10,18 @@ behaviour.
 
 The gradient by a raw coefficient is a sum of x^j, five powers from the smallest to the largest, and clipping then
 spends all of an example's norm on the largest. Here what trains is theta_j = s_j a_j, with s_j the root mean square
-over x from N(0, 1) of what a_j is multiplied by, so that all have gradients of one size under one noise;
-``scaling = "none"`` trains the coefficients of powers of x, as published. Each example's gradient is summed over its
-own tokens in the backward pass of the function itself.
+over x from N(0, 1) of what a_j is multiplied by, so that all have gradients of one size under one noise, times the
+square root of the numbers a token that share the function: its gradient is a sum over all of them, which would leave
+the head nothing of the clip, and a step that suits a bias would move all of them at once. ``scaling = "none"`` trains
+the coefficients of powers of x, as published. Each example's gradient is summed over its own tokens in the backward
+pass of the function itself.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -29,7 +31,8 @@ from dpft.errors import InputError
 from dpft.peft.bottleneck import expect_one_of, expect_whole
 from dpft.peft.families import Role, at, backbone
 from dpft.peft.inject import replace_module
-from dpft.peft.method import Method, Wrapper, placed
+from dpft.peft.lora import linear_shape
+from dpft.peft.method import Method, Wrapper, innermost, placed
 from dpft.peft.rational import Fit, Version, fit, rational
 from dpft.per_sample import expand
 
@@ -72,27 +75,32 @@ class RAFT(Method):
 
     def inject(self, model: nn.Module, generator: torch.Generator) -> list[nn.Parameter]:
         """Replace every activation function; the coefficients train."""
-        found = at(model, "activation")
-        pooler = getattr(backbone(model), "pooler", None)
+        read_by = at(model, "ffn_proj")
+        found = [
+            (*place, linear_shape(innermost(layer))[0])
+            for place, (_, layer) in zip(at(model, "activation"), read_by, strict=True)
+        ]
+        pooler: Any = getattr(backbone(model), "pooler", None)
         if isinstance(getattr(pooler, "activation", None), nn.Module):
             name = next(name for name, module in model.named_modules() if module is pooler)
-            found.append((f"{name}.activation", pooler.activation))  # type: ignore[union-attr]
-        made = [(name, Rational(module, self, model)) for name, module in found]
+            found.append((f"{name}.activation", pooler.activation, linear_shape(innermost(pooler.dense))[0]))
+        made = [(name, Rational(module, self, model, width)) for name, module, width in found]
         for name, layer in made:
             replace_module(model, name, layer)
         return [p for _, layer in made for p in (layer.numerator, layer.denominator)]
 
 
 class Rational(Wrapper):
-    """A rational function in place of an activation function. [B, ...] -> [B, ...]. ``fit`` is where it started.
+    """A rational function in place of an activation function. [B, ...] -> [B, ...]. ``fit`` is where it started;
+    ``width`` says how many numbers a token it is used on.
 
     Trained: ``numerator`` [m+1] and ``denominator`` [n], the coefficients times ``scales``."""
 
-    def __init__(self, base: nn.Module, config: RAFT, like: nn.Module) -> None:
+    def __init__(self, base: nn.Module, config: RAFT, like: nn.Module, width: int) -> None:
         super().__init__(base)
         self.c, self.version, self.tails = config.range, config.version, config.tails
         self.fit = fit(base, config.range, config.numerator, config.denominator, config.version)
-        self.scales = _scales(self.fit, config)
+        self.scales = _scales(self.fit, config, width)
         parts = zip((self.fit.a, self.fit.b), self.scales, strict=True)
         self.numerator, self.denominator = (
             placed(torch.tensor(values, dtype=torch.float64) * torch.tensor(s, dtype=torch.float64), like)
@@ -114,7 +122,7 @@ class Rational(Wrapper):
         return theta / torch.tensor(self.scales[part], dtype=theta.dtype, device=theta.device)
 
 
-def _scales(start: Fit, config: RAFT) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _scales(start: Fit, config: RAFT, width: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """s_j: what theta_j is to the coefficient of t^j."""
     m, n, c = config.numerator, config.denominator, config.range
     if config.scaling == "none":  # theta_j is the coefficient of x^j
@@ -126,5 +134,5 @@ def _scales(start: Fit, config: RAFT) -> tuple[tuple[float, ...], tuple[float, .
     R = sum(a * t**j for j, a in enumerate(start.a)) / Q
     by_a = [t**j / Q for j in range(m + 1)]
     by_b = [R / Q * t**k for k in range(1, n + 1)]
-    rms = [[math.sqrt(float(weights @ np.square(f))) for f in each] for each in (by_a, by_b)]
+    rms = [[math.sqrt(width * float(weights @ np.square(f))) for f in each] for each in (by_a, by_b)]
     return tuple(rms[0]), tuple(rms[1])

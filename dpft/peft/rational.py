@@ -12,7 +12,8 @@ The fit looks at no data: least squares on Chebyshev nodes of [-c, c], linearise
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any, Literal
@@ -30,6 +31,7 @@ Numbers = NDArray[np.float64]
 Found = tuple[float, Numbers, Numbers]  # largest error, a, b
 _SOFT = 3e-3  # e of "smooth"
 _NODES, _ROUNDS = 1001, 60
+_BLOCK, _BLOCK_ON_DEVICE = 2**15, 2**24  # numbers worked on at a time: a thread's, and an accelerator's
 
 
 @dataclass(frozen=True)
@@ -119,54 +121,92 @@ class _Rational(torch.autograd.Function):
     def forward(ctx: Any, t: Tensor, a: Tensor, b: Tensor, smooth: bool) -> Tensor:
         ctx.save_for_backward(t, a, b)
         ctx.smooth = smooth
-        wide = _wide(t)
-        P, Q, _, _ = _parts(wide, a.to(wide.dtype), b.to(wide.dtype), smooth)
-        return (P / Q).to(t.dtype)
+        flat, wa, wb = _rows(t), _wide(a, t), _wide(b, t)
+        out = torch.empty_like(flat)
+        for rows, columns in _blocks(flat):
+            P, _, Q, _ = _parts(_wide(flat[rows, columns], t), wa[rows], wb[rows], smooth)
+            out[rows, columns] = P.div_(Q)
+        return out.view(t.shape)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         t, a, b = ctx.saved_tensors
-        x, smooth = _wide(t), ctx.smooth
-        wa, wb = a.to(x.dtype), b.to(x.dtype)
-        P, Q, dP, dQ = _parts(x, wa, wb, smooth)
-        over = g.to(x.dtype) / Q
-        along = over * (dP - P / Q * dQ) if ctx.needs_input_grad[0] else None
-        falling = over * (P / Q)
-        ga, gb = torch.empty_like(wa), torch.empty_like(wb)
-        power = torch.ones_like(x)
-        for j in range(max(wa.shape[1], wb.shape[1] + 1)):
-            if j < wa.shape[1]:
-                ga[:, j] = (over * power).flatten(1).sum(dim=1)
-            if 0 < j <= wb.shape[1]:
-                u = _of(wb, j - 1, x) * power
-                slope = u / (u * u + _SOFT**2).sqrt() if smooth else u.sign()
-                gb[:, j - 1] = -(falling * slope * power).flatten(1).sum(dim=1)
-            power = power * x
-        return (None if along is None else along.to(t.dtype)), ga.to(a.dtype), gb.to(b.dtype), None
+        flat, gout, wa, wb = _rows(t), _rows(g), _wide(a, t), _wide(b, t)
+        along, ga, gb = torch.empty_like(flat), torch.zeros_like(wa), torch.zeros_like(wb)
+        for rows, columns in _blocks(flat):
+            x = _wide(flat[rows, columns], t)
+            P, dP, Q, dQ = _parts(x, wa[rows], wb[rows], ctx.smooth)
+            over = gout[rows, columns] / Q
+            R = P.div_(Q)
+            along[rows, columns] = dP.sub_(dQ.mul_(R)).mul_(over)
+            falling = R.mul_(over)
+            for j, moment in enumerate(_moments(over, x, wa.shape[1])):
+                ga[rows, j] += moment
+            for k, moment in enumerate(_slopes(falling, x, wb[rows], ctx.smooth)):
+                gb[rows, k] -= moment
+        return along.view(t.shape), ga.to(a.dtype), gb.to(b.dtype), None
+
+
+def _rows(t: Tensor) -> Tensor:
+    return t.reshape(len(t), math.prod(t.shape[1:]))
+
+
+def _blocks(flat: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Rows and columns of [B, N], a piece at a time: small enough to stay in a core's cache through all operations."""
+    B, N = flat.shape
+    most = _BLOCK * torch.get_num_threads() if flat.device.type == "cpu" else _BLOCK_ON_DEVICE
+    deep, wide = max(1, most // max(N, 1)), max(1, min(N, most))
+    for row in range(0, B, deep):
+        for column in range(0, N, wide):
+            yield slice(row, row + deep), slice(column, column + wide)
 
 
 def _parts(t: Tensor, a: Tensor, b: Tensor, smooth: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """P, Q and their derivatives by t, [B, ...] each."""
-    P, dP = _of(a, -1, t).expand_as(t), torch.zeros_like(t)
-    for j in range(a.shape[1] - 2, -1, -1):  # Horner
-        dP = dP * t + P
-        P = P * t + _of(a, j, t)
+    """P and its derivative by t, Q and its derivative, [r, c] each."""
+    P, dP = _polynomial(a, t)
+    if not smooth:  # |b_k t^k| is |b_k| |t|^k
+        Q, dQ = _polynomial(torch.cat([torch.ones_like(b[:, :1]), b.abs()], 1), t.abs())
+        return P, dP, Q, dQ.mul_(t.sign())
     Q, dQ, power = torch.ones_like(t), torch.zeros_like(t), torch.ones_like(t)
     for k in range(1, b.shape[1] + 1):
-        beta = _of(b, k - 1, t)
+        beta = b[:, k - 1, None]
         below, power = k * beta * power, power * t
         u = beta * power
-        root = (u * u + _SOFT**2).sqrt() if smooth else u.abs()
-        Q = Q + root - (_SOFT if smooth else 0.0)
-        dQ = dQ + below * (u / root if smooth else u.sign())
-    return P, Q, dP, dQ
+        root = (u * u + _SOFT**2).sqrt()
+        Q += root - _SOFT
+        dQ += below * (u / root)
+    return P, dP, Q, dQ
 
 
-def _of(coefficients: Tensor, j: int, like: Tensor) -> Tensor:
-    """Coefficient ``j`` of each example, [B, 1, ..., 1]."""
-    return coefficients[:, j].view(-1, *(1,) * (like.dim() - 1))
+def _polynomial(c: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """sum_j c_j t^j and its derivative, by Horner's rule. c [r, n], t [r, c]."""
+    value, slope = c[:, -1, None].expand_as(t).clone(), torch.zeros_like(t)
+    for j in range(c.shape[1] - 2, -1, -1):
+        slope = torch.addcmul(value, slope, t)
+        value = torch.addcmul(c[:, j, None], value, t)
+    return value, slope
 
 
-def _wide(t: Tensor) -> Tensor:
-    return t if t.dtype == torch.float64 else t.float()
+def _moments(f: Tensor, t: Tensor, n: int) -> Iterator[Tensor]:
+    """Of each row of ``f``, the sums of f t^j for j < n, [r] each."""
+    for j in range(n):
+        f = f * t if j else f
+        yield f.sum(1)
+
+
+def _slopes(f: Tensor, t: Tensor, b: Tensor, smooth: bool) -> Iterator[Tensor]:
+    """The sums of f dQ/db_k for k from 1, [r] each."""
+    if not smooth:
+        for moment, sign in zip(_moments(f * t.abs(), t.abs(), b.shape[1]), b.sign().T, strict=True):
+            yield moment * sign
+        return
+    power = torch.ones_like(t)
+    for k in range(b.shape[1]):
+        power = power * t
+        u = b[:, k, None] * power
+        yield (f * power * u / (u * u + _SOFT**2).sqrt()).sum(1)
+
+
+def _wide(x: Tensor, like: Tensor) -> Tensor:
+    return x.to(torch.promote_types(like.dtype, torch.float32))

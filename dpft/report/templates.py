@@ -84,7 +84,7 @@ table{border-collapse:collapse;width:100%;font-size:.92rem}
 td,th{text-align:left;padding:.3rem .6rem .3rem 0;border-bottom:1px solid var(--line);vertical-align:top}
 th{font-weight:600}td:not(:first-child){font-variant-numeric:tabular-nums}
 .warn{background:#fff0ee;border:1px solid #d9534f;padding:.8rem;font-weight:600}
-svg{max-width:100%;height:auto}footer{color:var(--soft);font-size:.8rem;margin-top:2rem}
+svg,img{max-width:100%;height:auto}footer{color:var(--soft);font-size:.8rem;margin-top:2rem}
 </style></head><body>
 <h1>Privacy report: {{ name }}</h1>
 {% if not s.private %}<p class="warn">NOT PRIVATE: {{ s.noise_source }}.</p>{% endif %}
@@ -115,6 +115,8 @@ each {{ s.unit }}: {{ s.adjacency_in_words }}.</p>
 <td>{{ row.flags }}</td></tr>{% endfor %}</table>
 {% if metrics %}<h2>Utility</h2>
 <table>{% for name, value in metrics %}<tr><td>{{ name }}</td><td>{{ value }}</td></tr>{% endfor %}</table>{% endif %}
+{% if activations %}<h2>Learnt activation functions</h2>
+<img src="{{ activations }}" alt="Each layer's activation function, before and after training">{% endif %}
 <h2>What is covered</h2><p>{{ s.released | capitalize }}.</p>
 <h2>What is not covered</h2><ul>{% for item in s.not_covered %}<li>{{ item }}</li>{% endfor %}</ul>
 <footer>dpft {{ s.dpft_version }}. Every figure can be recomputed from plan.json and ledger.jsonl:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 from pathlib import Path
@@ -17,11 +18,14 @@ from dpft.report.plots import attack_trade_off, epsilon_over_steps
 from dpft.report.statement import statement
 from dpft.report.templates import HTML, MARKDOWN
 
+PICTURE = "activations.svg"
+"""In adapter/, of a model whose activation functions trained."""
+
 
 def write_report(folder: Path) -> dict[str, Any]:
     """Write privacy.json, report.md and report.html; returns the statement.
 
-    Reads plan.json, ledger.jsonl and metrics.jsonl only: nothing under private/."""
+    Reads plan.json, ledger.jsonl, metrics.jsonl and a picture in adapter/ only: nothing under private/."""
     facts = read_json(folder / "plan.json")
     try:
         plan = Plan.from_dict(facts["plan"])
@@ -38,6 +42,7 @@ def write_report(folder: Path) -> dict[str, Any]:
         if made["private"] and not made["started_from"]
         else ""
     )
+    context["activations"] = _picture(folder / "adapter" / PICTURE)
     write_atomic(folder / "report.html", _render(HTML, context).encode())
     return made
 
@@ -132,6 +137,11 @@ def figure(value: float | str) -> str:
     """An epsilon to four decimals, rounded up; ``inf`` as it is."""
     number = float(value)
     return f"{math.ceil(number * 1e4) / 1e4:.4f}" if math.isfinite(number) else "infinite"
+
+
+def _picture(path: Path) -> str:
+    """The picture as an address that holds all of it: in an <img> nothing of a foreign file can run."""
+    return "data:image/svg+xml;base64," + base64.b64encode(path.read_bytes()).decode() if path.is_file() else ""
 
 
 def _metrics(path: Path) -> list[tuple[str, str]]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -32,6 +34,7 @@ METHODS: dict[str, tuple[list[str], int]] = {
     "full, whole": ([], WEIGHTS + BIASES + NORMS + (VOCABULARY + POSITIONS + 2) * WIDTH + 2 * WIDTH),
     "tokens": (["tokens=[5, 6, 9]"], 3 * WIDTH),
     "raft": ([], 10),
+    "lst": (["reduction=2"], 1017),
     "dsee": (["rank=2", "nonzeros=4"], 2 * (2 * 2 * WIDTH + 4)),
     "sparse-adapter": (["bottleneck=4"], 2 * 4 * WIDTH + 2 * (4 + WIDTH)),
     "prompt": (["length=4"], 4 * WIDTH),
@@ -54,6 +57,21 @@ def test_a_recipe_with_any_method_runs(name: str, place: Any) -> None:
     assert f'name = "{name}"' in (place.run / "run.toml").read_text()
     loaded = dpft.load(place.run / "adapter", base=str(place.folder / "bert"))
     assert sum(p.numel() for p in loaded.parameters() if p.requires_grad) == count + HEAD
+
+
+def test_what_raft_learnt_is_drawn_in_the_report(place: Any) -> None:
+    """The report made anew has it too, and a run of another method has none."""
+    answer = place.dpft("run", "tiny.toml", *LEAVE_LORA, "--set", "method.name=raft", "--set", "privacy.steps=3")
+    assert answer.code == 0, answer.err
+    picture = (place.run / "adapter" / "activations.svg").read_bytes()
+    assert ElementTree.fromstring(picture).tag == "{http://www.w3.org/2000/svg}svg"
+    page = (place.run / "report.html").read_text()
+    assert f'src="data:image/svg+xml;base64,{base64.b64encode(picture).decode()}"' in page
+    assert place.dpft("report", str(place.run)).code == 0
+    assert (place.run / "report.html").read_text() == page
+    assert place.dpft("run", "tiny.toml", "--out", str(place.folder / "other")).code == 0
+    assert not (place.folder / "other" / "adapter" / "activations.svg").exists()
+    assert "data:image" not in (place.folder / "other" / "report.html").read_text()
 
 
 def test_a_preset_runs_and_is_written_out_in_full(place: Any) -> None:
