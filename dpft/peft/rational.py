@@ -31,7 +31,7 @@ Numbers = NDArray[np.float64]
 Found = tuple[float, Numbers, Numbers]  # largest error, a, b
 _SOFT = 3e-3  # e of "smooth"
 _NODES, _ROUNDS = 1001, 60
-_BLOCK, _BLOCK_ON_DEVICE = 2**15, 2**24  # numbers worked on at a time: a thread's, and an accelerator's
+_BLOCK, _BLOCK_ON_DEVICE = 2**16, 2**24  # numbers worked on at a time: a thread's, and an accelerator's
 
 
 @dataclass(frozen=True)
