@@ -152,9 +152,9 @@ def picture(found: Mapping[tuple[str, float], Trained]) -> Figure:
 
 def _options() -> Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--rates", type=float, nargs="+", default=[1e-3, 3e-3, 1e-2, 3e-2])
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=float, default=2.0)
+    parser.add_argument("--rates", type=float, nargs="+", default=[1e-3, 3e-3, 1e-2])
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--epochs", type=float, default=1.0)
     parser.add_argument("--batch", type=int, default=256, help="sentences that the gradient is measured on")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--write", action="store_true", help="put the table and the picture into the repository")
