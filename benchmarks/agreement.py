@@ -45,7 +45,7 @@ def truth(task: Task) -> Truth:
             return classification_loss(model, batch)
 
     gradients = per_example_gradients(task.build(), loss, task.collate(task.examples))
-    norms = torch.stack([g.flatten(1).norm(dim=1) for g in gradients.values()]).norm(dim=0)
+    norms = torch.stack([g.reshape(len(g), -1).norm(dim=1) for g in gradients.values()]).norm(dim=0)
     return Truth(gradients, half=float(norms.median()), none=2 * float(norms.max()))
 
 
