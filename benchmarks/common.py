@@ -54,6 +54,11 @@ def machine() -> str:
     return f"{_processor()}, {cores} cores"
 
 
+def slug() -> str:
+    """The machine, as names of files have it."""
+    return re.sub(r"[^a-z0-9]+", "-", machine().lower()).strip("-")
+
+
 def heading(title: str) -> str:
     """A result file's beginning: machine, versions and the command that makes it again."""
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in _PACKAGES)
@@ -84,8 +89,7 @@ def publish(kind: str, text: str, *, write: bool) -> None:
     print(text)
     if write:
         RESULTS.mkdir(exist_ok=True)
-        slug = re.sub(r"[^a-z0-9]+", "-", machine().lower()).strip("-")
-        (RESULTS / f"{kind}-{slug}.md").write_text(text.rstrip() + "\n")
+        (RESULTS / f"{kind}-{slug()}.md").write_text(text.rstrip() + "\n")
 
 
 def middle_and_range(values: Sequence[float], unit: str = "") -> str:
