@@ -96,7 +96,7 @@ def main() -> None:
     options = _options()
     torch.set_num_threads(options.threads)
     quiet()
-    rows = {name: row for name, row in ROWS.items() if not options.only or any(o in name for o in options.only)}
+    rows = {name: row for name, row in ROWS.items() if not options.only or any(name.startswith(o) for o in options.only)}
     if options.search:
         wanted = [_run(n, r, True, 0, lr, options) for n, r in rows.items() for lr in options.search]
         for run in finished(wanted, options):
@@ -185,7 +185,7 @@ def _options(arguments: Sequence[str] | None = None) -> Namespace:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=float, default=2.0)
     parser.add_argument("--batch", type=int, default=512, help="expected sentences in a batch")
-    parser.add_argument("--only", nargs="+", help="parts of the names of the methods to run")
+    parser.add_argument("--only", nargs="+", help="beginnings of the names of the methods to run")
     parser.add_argument("--search", type=float, nargs="+", help="learning rates to try, one private run each")
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of each job")

@@ -31,7 +31,7 @@ def main() -> None:
     options = _options()
     torch.set_num_threads(options.threads)
     quiet()
-    rows = {name: row for name, row in ROWS.items() if not options.only or any(o in name for o in options.only)}
+    rows = {name: row for name, row in ROWS.items() if not options.only or any(name.startswith(o) for o in options.only)}
     if options.memory_of:
         which = options.memory_of
         loads = [load for dtype in TYPES for load in loads_of(which.split(":")[0], dtype, options)]
@@ -77,7 +77,7 @@ def _removed(name: str) -> tuple[str, ...]:
 
 def _options(arguments: Sequence[str] | None = None) -> Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--only", nargs="+", help="parts of the names of the methods to measure")
+    parser.add_argument("--only", nargs="+", help="beginnings of the names of the methods to measure")
     parser.add_argument("--dtype", nargs="+", choices=TYPES, default=list(TYPES))
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
