@@ -96,7 +96,7 @@ def main() -> None:
     options = _options()
     torch.set_num_threads(options.threads)
     quiet()
-    rows = {name: row for name, row in ROWS.items() if not options.only or any(name.startswith(o) for o in options.only)}
+    rows = {name: row for name, row in ROWS.items() if not options.only or name.startswith(tuple(options.only))}
     if options.search:
         wanted = [_run(n, r, True, 0, lr, options) for n, r in rows.items() for lr in options.search]
         for run in finished(wanted, options):

@@ -31,7 +31,7 @@ def main() -> None:
     options = _options()
     torch.set_num_threads(options.threads)
     quiet()
-    rows = {name: row for name, row in ROWS.items() if not options.only or any(name.startswith(o) for o in options.only)}
+    rows = {name: row for name, row in ROWS.items() if not options.only or name.startswith(tuple(options.only))}
     if options.memory_of:
         which = options.memory_of
         loads = [load for dtype in TYPES for load in loads_of(which.split(":")[0], dtype, options)]
