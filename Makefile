@@ -8,9 +8,10 @@ BIN := $(VENV)/bin
 quickstart: $(VENV)/.installed
 	$(BIN)/dpft run recipes/quickstart.toml $(ARGS)
 
+# A process for each core, one thread in each: most models here are too small to share.
 test: $(VENV)/.installed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal $(ARGS)
 
 test-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m slow $(ARGS)

@@ -99,9 +99,10 @@ def test_in_a_model(
 
 
 def translation_loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    ids = batch["input_ids"]
-    out = model(input_ids=ids, attention_mask=batch["attention_mask"], decoder_input_ids=ids.flip(1))
-    return nn.functional.cross_entropy(out.logits.transpose(1, 2), ids, reduction="none").mean(dim=1)
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    out = model(input_ids=ids, attention_mask=mask, decoder_input_ids=ids)
+    losses = nn.functional.cross_entropy(out.logits.transpose(1, 2), ids, reduction="none")
+    return (losses * mask).sum(dim=1) / mask.sum(dim=1)
 
 
 @METHOD

@@ -53,7 +53,11 @@ def test_the_same_generator_gives_the_same_split() -> None:
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-@pytest.mark.parametrize("W", [torch.zeros(6, 4), torch.ones(6, 4), torch.eye(5), torch.randn(3, 2)], ids=str)
+@pytest.mark.parametrize(
+    "W",
+    [torch.zeros(6, 4), torch.ones(6, 4), torch.eye(5), torch.arange(6.0).sin().view(3, 2)],
+    ids=["zeros", "ones", "identity", "smaller than the rank"],
+)
 def test_odd_matrices_are_split_too(W: Tensor) -> None:
     """Without weights, of rank one, sparse alone, smaller than the rank: finite parts whose sum is W."""
     U, V, S = decompose(W, 8, 5, torch.Generator().manual_seed(0))
