@@ -75,8 +75,9 @@ def rounded_up(sq_norm: Tensor, span: Tensor) -> Tensor:  # [B], [B] -> [B]
 
     ``span`` is the sum of the terms' norms, in the type that the products were taken in. Each entry of the
     Gram matrices is off by at most CHAIN * eps/2 of the norms it is made of, their product by twice that, and
-    ``span`` itself by a few eps; the sums are float64. A norm that came out too small would let its example
-    exceed the clip, one a little too large only clips it a little more."""
+    ``span`` itself by a few eps, or by as much as their diagonals, which is of second order; the sums are float64.
+    A norm that came out too small would let its example exceed the clip, one a little too large only clips it a
+    little more."""
     eps = torch.finfo(span.dtype).eps
     return sq_norm.clamp_min(0.0) + (CHAIN + 4) * eps * span.double().square()
 
@@ -119,6 +120,10 @@ class Dense(Form):
         return Dense(self.g[rows])
 
 
+def _diagonal(grams: Tensor) -> Tensor:  # [B,T,T] -> [B,T]
+    return grams.diagonal(dim1=1, dim2=2)
+
+
 def _size(g: Tensor) -> int:
     """Coordinates of one example (well defined for an empty batch, where -1 is not)."""
     return int(torch.Size(g.shape[1:]).numel())
@@ -150,8 +155,9 @@ class Outer(Form):
 
     def sq_norm(self) -> Tensor:
         left, right = wide(self.left), wide(self.right)
-        grams = inner_products(left, left).mul_(inner_products(right, right))
-        return rounded_up(grams.sum(dim=(1, 2)), self.span())
+        lefts, rights = inner_products(left, left), inner_products(right, right)
+        span = _diagonal(lefts).mul(_diagonal(rights)).sqrt().sum(dim=1).to(left.dtype)  # as in span()
+        return rounded_up(lefts.mul_(rights).sum(dim=(1, 2)), span)
 
     def span(self) -> Tensor:
         """Sum over t of the norms of the terms, [B]: the norm if nothing cancelled."""
@@ -161,8 +167,12 @@ class Outer(Form):
 
     def weighted_sum(self, c: Tensor) -> Tensor:
         left, right = wide(self.left), wide(self.right)
-        scaled = left * c.to(left.dtype).view(-1, 1, 1)
-        product = scaled.flatten(0, 1).T @ right.flatten(0, 1)
+        factors = c.to(left.dtype).view(-1, 1, 1)
+        if left.shape[2] <= right.shape[2]:  # the narrower side is the cheaper to scale
+            left = left * factors
+        else:
+            right = right * factors
+        product = left.flatten(0, 1).T @ right.flatten(0, 1)
         return product if self.shape is None else product.view(self.shape)
 
     def dense(self) -> Tensor:
