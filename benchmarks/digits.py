@@ -27,7 +27,8 @@ from dpft import PrivateEngine
 from dpft.config import Recipe, load_recipe
 from dpft.data import public_id
 from dpft.models.source import resolve
-from dpft.run import build_model, plan_from, run
+from dpft.engine.plan import plan_from
+from dpft.run import build_model, run
 from dpft.schedule import build_optimizer, set_rates
 from dpft.task import task_of
 

@@ -47,7 +47,7 @@ class Row:
 ROWS = {
     "head only": Row(('method.name="head"',), 1e-2, 1e-2),
     "BitFit": Row(('method.name="bitfit"',), 1e-2, 3e-3),
-    "LoRA, rank 4": Row(("method.rank=4", 'method.targets=["query", "value"]'), 1e-2, 3e-3),
+    "LoRA, rank 4": Row(("method.rank=4", 'method.targets=["query", "value"]'), 3e-2, 3e-3),
     "LoRA, rank 4, every layer": Row(("method.rank=4", 'method.targets=["all-linear"]'), 1e-2, 3e-3),
     "adapter, bottleneck 16": Row(('method.name="yu2022-adapter"', "method.bottleneck=16"), 1e-2, 3e-3),
     "Compacter, n 4": Row(('method.name="compacter"', "method.n=4", "method.reduction=8"), 1e-2, 3e-3),
@@ -62,12 +62,12 @@ ROWS = {
         3e-3,
     ),
     "DSEE, rank 4 and 64 weights": Row(
-        ('method.name="dsee"', "method.rank=4", "method.alpha=4.0", "method.nonzeros=64"), 1e-2, 3e-3
+        ('method.name="dsee"', "method.rank=4", "method.alpha=4.0", "method.nonzeros=64"), 3e-2, 3e-3
     ),
     "RAFT": Row(('method.name="raft"',), 3e-3, 3e-3),
     "RAFT and BitFit": Row(('method.name="raft"', 'beside.name="bitfit"'), 1e-2, 3e-3),
     "ladder, reduction 8": Row(('method.name="lst"', "method.reduction=8"), 1e-2, 3e-3),
-    "full fine-tuning": Row(('method.name="full"',), 3e-4, 1e-4),
+    "full fine-tuning": Row(('method.name="full"',), 1e-3, 1e-4),
 }
 
 

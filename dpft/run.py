@@ -14,12 +14,12 @@ import torch
 from dpft.adapter import save_classifier
 from dpft.books import DataSetBooks
 from dpft.cache.task import CachedTask
-from dpft.config import PrivacySection, Recipe, dump_recipe
+from dpft.config import Recipe, dump_recipe
 from dpft.data import public_id
 from dpft.data.fingerprint import same_records
 from dpft.engine.checkpoint import Checkpoints
 from dpft.engine.engine import PrivateEngine
-from dpft.engine.plan import Plan, plan
+from dpft.engine.plan import Plan, plan_from
 from dpft.errors import InputError, PrivacyError, TrainingError
 from dpft.evaluate import accuracy
 from dpft.files import private_folder, read_json, sync_folder, write_atomic, write_json
@@ -64,11 +64,6 @@ class Watch:
     planned: Callable[[Plan], None] = lambda _: None
     step: Callable[[int, int], None] = lambda _done, _of: None
     stop: Callable[[], bool] = lambda: False
-
-
-def plan_from(section: PrivacySection, unit: str) -> Plan:
-    """The plan that a recipe's ``[privacy]`` table asks for; touches no data."""
-    return plan(**section.model_dump(), unit=unit)
 
 
 def run(recipe: Recipe, folder: Path, *, resume: bool = False, watch: Watch | None = None) -> Outcome:

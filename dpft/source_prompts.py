@@ -22,7 +22,8 @@ from dpft.peft.prompt import Prompt
 from dpft.peft.prompt_file import SourcePrompts, add_prompt, check_free
 from dpft.peft.soft_prompt import cost
 from dpft.per_sample.batches import examples_in, to_device
-from dpft.run import build_model, plan_from
+from dpft.engine.plan import plan_from
+from dpft.run import build_model
 from dpft.schedule import build_optimizer, set_rates
 from dpft.task import task_of
 

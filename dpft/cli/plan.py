@@ -13,7 +13,7 @@ from rich.table import Table
 
 from dpft.config import load_recipe
 from dpft.config.explain import shown
-from dpft.engine.plan import Plan, plan
+from dpft.engine.plan import Plan, plan, plan_from
 from dpft.errors import InputError
 from dpft.report.statement import adjacency_in_words
 from dpft.report.write import figure
@@ -25,7 +25,7 @@ def plan_for_recipe(path: Path, overrides: list[str], options: dict[str, Any]) -
     if given:
         raise InputError(f"Expected a recipe or options, found both. Use --set privacy.{given[0]}=... instead.")
     recipe = load_recipe(path, overrides)
-    return plan(**recipe.privacy.model_dump(), unit=recipe.data.unit)
+    return plan_from(recipe.privacy, recipe.data.unit)
 
 
 def plan_for_options(

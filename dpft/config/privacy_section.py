@@ -14,6 +14,7 @@ _ONE_OF = (("epsilon", "noise_multiplier"), ("examples", "sample_rate"), ("epoch
 class PrivacySection(Section):
     """Budget or noise; public size or sampling rate; epochs or steps: exactly one of each pair."""
 
+    enabled: bool = Field(default=True, description="false trains WITHOUT privacy, for comparison on public records")
     epsilon: Positive | None = Field(default=None, description="the privacy budget to calibrate the noise to")
     noise_multiplier: Positive | None = Field(
         default=None, description="the standard deviation of the noise on the sum, in units of clip"

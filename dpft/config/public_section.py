@@ -26,7 +26,7 @@ class PublicSection(DataSection):
 
 def check_apart(public: PublicSection, data: DataSection) -> None:
     """Raise ValueError, for a recipe's own checks, where ``public`` can't be what [data] is not, or not fit it."""
-    if (public.images, public.labels) != (data.images, data.labels):
+    if (public.images, public.task, public.labels) != (data.images, data.task, data.labels):
         raise wrong("public.labels", "expected records of the same kind as [data] and the same labels, for one model")
     if public.source != data.source:
         return

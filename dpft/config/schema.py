@@ -10,10 +10,12 @@ from pydantic import Field, model_validator
 from dpft.config.base import Count, OptionalWord, Positive, Section, Word, wrong
 from dpft.config.cache_section import CacheSection
 from dpft.config.data_section import DataSection
+from dpft.config.generate_section import GenerateSection
 from dpft.config.method_section import BesideSection, MethodSection, with_preset
 from dpft.config.privacy_section import PrivacySection
 from dpft.config.public_section import PublicSection, check_apart
 from dpft.config.start_section import StartSection
+from dpft.config.task_fields import LANGUAGE_TASKS
 
 
 class ModelSection(Section):
@@ -21,6 +23,9 @@ class ModelSection(Section):
 
     source: Word = Field(description='"package:NAME", a hub name, a local folder, or "config:FILE" without weights')
     revision: OptionalWord = Field(default=None, description="the hub model's commit, tag or branch")
+    tokenizer: OptionalWord = Field(
+        default=None, description="where the tokenizer comes from, as source; absent = it is the model's own"
+    )
     pooling: Literal["cls", "mean", "last"] = Field(default="mean", description="how token features become one vector")
     feature_norm: Positive | None = Field(
         default=None, description="the L2 norm that pooled features are scaled to; absent = not scaled"
@@ -58,6 +63,9 @@ class TrainSection(Section):
         description="number type of the matrix products; auto = bfloat16 where the hardware has it",
     )
     checkpoint_every: int = Field(default=10, ge=0, le=10**12, description="steps between checkpoints; 0 = never")
+    label_smoothing: float = Field(
+        default=0.0, ge=0, lt=1, description="the share of a target token's probability spread over all tokens"
+    )
 
 
 class EvaluateSection(Section):
@@ -102,6 +110,9 @@ class Recipe(Section):
     ledger: LedgerSection | None = Field(default=None, description="the data set's own ledger; absent = none")
     cache: CacheSection | None = Field(default=None, description="the frozen backbone's outputs, kept; absent = none")
     start: StartSection | None = Field(default=None, description="the run to go on from; absent = none")
+    generate: GenerateSection | None = Field(
+        default=None, description="what the trained model writes for the report; absent = nothing"
+    )
     public: PublicSection | None = Field(
         default=None, description="declared public records for a method that looks at some; absent = none"
     )
@@ -117,8 +128,27 @@ class Recipe(Section):
     def _model_fits_the_records(self) -> Self:
         if self.data.images and self.model.pooling == "last":
             raise wrong("model.pooling", 'expected "cls" or "mean" with images')
-        if not self.data.images and self.model.source.startswith("config:"):
-            raise wrong("model.source", "a configuration brings no tokenizer: it is for images; name another model")
+        drawn = self.model.source.startswith("config:")
+        if not self.data.images and drawn and self.model.tokenizer is None:
+            raise wrong("model.tokenizer", "a configuration brings no tokenizer; name a model whose tokenizer to take")
+        if self.data.images and self.model.tokenizer is not None:
+            raise wrong("model.tokenizer", "not used with images; leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _fields_of_language_tasks(self) -> Self:
+        language, model = self.data.task in LANGUAGE_TASKS, self.model
+        if not language and self.generate is not None:
+            raise wrong("generate", f'nothing is written with data.task = "{self.data.task}"; leave the table out')
+        if not language and self.train.label_smoothing:
+            raise wrong("train.label_smoothing", f'not used with data.task = "{self.data.task}"; leave it out')
+        if language and (model.pooling != "mean" or model.feature_norm is not None):
+            field = "pooling" if model.pooling != "mean" else "feature_norm"
+            raise wrong(f"model.{field}", "a language model has no pooled features; leave it out")
+        if language and self.optimizer.head_lr is not None:
+            raise wrong("optimizer.head_lr", "a language model gets no new head; leave it out")
+        if self.generate is not None and self.generate.metrics and self.data.target is None:
+            raise wrong("generate.metrics", "what is written is compared with data.target; set it, or leave them out")
         return self
 
     @model_validator(mode="after")
@@ -147,10 +177,10 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _longest_record_fits(self) -> Self:
-        if not self.data.images and self.train.token_budget < self.data.max_length:
+        if not self.data.images and self.train.token_budget < self.data.tokens:
             raise wrong(
                 "train.token_budget",
-                f"expected at least data.max_length = {self.data.max_length} "
-                "tokens, so that the longest record fits a micro-batch",
+                f"expected at least {self.data.tokens} tokens, so that the longest record fits a micro-batch "
+                f"(data.max_length = {self.data.max_length})",
             )
         return self

@@ -22,6 +22,7 @@ from dpft_accounting import (
     noise_multiplier as calibrate_noise,
 )
 
+from dpft.config import PrivacySection
 from dpft.errors import InputError
 
 
@@ -125,6 +126,12 @@ def plan(
             f"Give noise_multiplier slightly above {noise_multiplier:g} instead of epsilon."
         )
     return Plan(who, q, expected_batch, T, clip, noise_multiplier, delta, found.bound, certificate=found.to_dict())
+
+
+def plan_from(section: PrivacySection, unit: str) -> Plan:
+    """The plan that a recipe's ``[privacy]`` table asks for; touches no data. Whether it is carried out
+    (``enabled``) is no part of it."""
+    return plan(**section.model_dump(exclude={"enabled"}), unit=unit)
 
 
 def _sampling(examples: int | None, sample_rate: float | None, expected_batch: float, unit: str) -> tuple[float, Unit]:

@@ -87,7 +87,7 @@ def test_a_key_in_the_wrong_section_is_pointed_to_its_own(key: str, nearest: str
 def test_a_key_like_no_other_lists_the_fields_there() -> None:
     assert message(bent("zzz", 1)).endswith(
         "the fields here are: name, seed, data, model, method, privacy, optimizer, train, evaluate, "
-        "beside, ledger, cache, start, public."
+        "beside, ledger, cache, start, generate, public."
     )
 
 
