@@ -32,10 +32,10 @@ from variants import quiet
 from dpft.cache.task import CachedTask
 from dpft.config.cache_section import CacheSection
 from dpft.engine.engine import PrivateEngine
+from dpft.engine.plan import plan_from
 from dpft.evaluate import accuracy
 from dpft.models.losses import classification_loss
 from dpft.models.precision import attention_for
-from dpft.engine.plan import plan_from
 from dpft.run import build_model
 from dpft.schedule import build_optimizer, set_rates
 from dpft.task import Task, task_of

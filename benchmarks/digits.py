@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from dpft import PrivateEngine
 from dpft.config import Recipe, load_recipe
 from dpft.data import public_id
-from dpft.models.source import resolve
 from dpft.engine.plan import plan_from
+from dpft.models.source import resolve
 from dpft.run import build_model, run
 from dpft.schedule import build_optimizer, set_rates
 from dpft.task import task_of

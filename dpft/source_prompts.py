@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from dpft.config import Recipe
 from dpft.engine.microbatch import cut
+from dpft.engine.plan import plan_from
 from dpft.errors import InputError, PrivacyError
 from dpft.evaluate import accuracy
 from dpft.models.losses import Loss, classification_loss
@@ -22,7 +23,6 @@ from dpft.peft.prompt import Prompt
 from dpft.peft.prompt_file import SourcePrompts, add_prompt, check_free
 from dpft.peft.soft_prompt import cost
 from dpft.per_sample.batches import examples_in, to_device
-from dpft.engine.plan import plan_from
 from dpft.run import build_model
 from dpft.schedule import build_optimizer, set_rates
 from dpft.task import task_of

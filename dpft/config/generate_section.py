@@ -34,7 +34,7 @@ class GenerateSection(Section):
     limit: int = Field(default=0, ge=0, le=10**9, description="held-out sources that are written for; 0 = all")
     beams: Annotated[Count, Field(le=64)] = Field(default=1, description="beams of the search; 1 = greedy")
     length_penalty: float = Field(
-        default=1.0, ge=-10, le=10, description="the exponent of the length that scores are divided by"
+        default=1.0, ge=0, le=10, description="the exponent of the length that scores are divided by"
     )
     no_repeat_ngram: int = Field(
         default=0, ge=0, le=64, description="the size of n-grams that may not come twice; 0 = any may"
