@@ -155,7 +155,7 @@ def _writer(descriptor: int, layout: Layout) -> Write:
                 "A record's frozen outputs have another number of tokens than the record, so they can't be cached; "
                 "leave [cache] out."
             )
-        # Not looked at: what is not finite, or not in this type, is one private record's, and clipping counts it as zero.
+        # Not looked at: what is not finite, or not in this type, is one private record's; clipping counts it as zero.
         kept = rows.to(DTYPES[layout.dtype]).cpu().contiguous()
         data = memoryview(kept.view(torch.uint8).numpy().tobytes())
         at = starts[record] * layout.row_bytes

@@ -127,7 +127,7 @@ def test_synthetic_outputs_beyond_the_type_are_refused(attached: Any, letters: A
     with torch.no_grad():
         model.encoder.encoder.layer[1].output.LayerNorm.weight.mul_(1e6)
     CachedTask(CacheSection(), letters(), model, classification_loss, tmp_path / "wide").finish()
-    with pytest.raises(InputError, match="On synthetic records .* cache.dtype='float16'"):
+    with pytest.raises(InputError, match=r"On synthetic records .* cache\.dtype='float16'"):
         CachedTask(CacheSection(dtype="float16"), letters(), model, classification_loss, tmp_path / "narrow")
 
 
