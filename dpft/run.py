@@ -17,6 +17,7 @@ from dpft.cache.task import CachedTask
 from dpft.config import Recipe, dump_recipe
 from dpft.data import public_id
 from dpft.data.fingerprint import same_records
+from dpft.declared import check_not_declared
 from dpft.engine.checkpoint import Checkpoints
 from dpft.engine.engine import PrivateEngine
 from dpft.engine.plan import Plan, plan_from
@@ -73,6 +74,7 @@ def run(recipe: Recipe, folder: Path, *, resume: bool = False, watch: Watch | No
     is put into ``folder/adapter`` before the last check has passed."""
     watch = watch or Watch()
     check_public(recipe)
+    check_not_declared(recipe)
     promised = _promise(recipe, folder, resume)
     check_mask_steps(recipe, promised)
     books = DataSetBooks(recipe.ledger, promised, folder, recipe.name) if recipe.ledger else None

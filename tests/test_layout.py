@@ -33,7 +33,7 @@ LINES = (
         "dpft.task",
         "dpft.usage",
     ),
-    ("dpft.public",),
+    ("dpft.public", "dpft.declared"),
     ("dpft.paid_mask",),
     ("dpft.run", "dpft.export", "dpft.start"),
     ("dpft.source_prompts", "dpft.sparsify"),

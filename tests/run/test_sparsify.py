@@ -190,3 +190,26 @@ def test_the_command_line(place: Any, text: Path) -> None:
     assert "NOT PRIVATE" in answer.out
     assert "50.0% of the blocks' Linear weights are zero" in answer.out
     assert (place.folder / "sparse" / "sparsity.json").is_file()
+
+
+def test_a_text_that_was_declared_public_can_not_be_private(place: Any) -> None:
+    """Of the model itself or of the one that it was made of; a run on other records trains."""
+    options = ("--steps", "4", "--batch", "2", "--length", "8", "--sparsity", "0.5", "--public")
+    assert place.dpft("sparsify", "./bert", "--to", "once", "--text", "records.csv", *options).code == 0
+    (place.folder / "other.txt").write_text("the film was good and the plot was dull but fine\n" * 40)
+    assert place.dpft("sparsify", "./once", "--to", "twice", "--text", "other.txt", *options).code == 0
+    assert len(json.loads((place.folder / "twice" / "sparsity.json").read_text())["declared_public"]) == 2
+    for folder in ("once", "twice"):
+        answer = place.dpft("run", "tiny.toml", "--set", f"model.source=./{folder}")
+        assert answer.code == 3
+        assert f"The sparse model folder:{folder} (model.source) was made without privacy from text:records.csv" in (
+            answer.err
+        )
+        assert not place.run.exists()
+    place.records(40, changed="x")
+    answer = place.dpft("run", "tiny.toml", "--set", "model.source=./twice", "--set", "privacy.steps=1")
+    assert answer.code == 0, answer.err
+    path = place.folder / "once" / "sparsity.json"
+    path.write_text('{"declared_public": 3}')
+    answer = place.dpft("run", "tiny.toml", "--set", "model.source=./once")
+    assert (answer.code, "sparsity.json in once is damaged" in answer.err) == (2, True)
