@@ -24,8 +24,8 @@ _KEY = "prompts"
 
 @dataclass(frozen=True)
 class SourcePrompts:
-    """``prompts`` [t, P, d], one of each name; ``sha256`` of the file; ``origins``: the records that each was made of, as
-    far as its maker said so."""
+    """``prompts`` [t, P, d], one of each name; ``sha256`` of the file; ``origins``: the records each was made of, if
+    its maker said so."""
 
     names: tuple[str, ...]
     prompts: Tensor
