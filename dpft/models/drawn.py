@@ -28,15 +28,16 @@ class Drawn:
     config: Mapping[str, Any]
     seed: int
 
-    def build(self, attention: str | None = None) -> Any:
-        """The encoder (no task head), float32, in eval mode. The random state of the process stays as it is."""
-        from transformers import AutoModel
+    def build(self, attention: str | None = None, auto: str = "AutoModel") -> Any:
+        """The encoder (no task head), or what another of transformers' auto classes makes of the configuration;
+        float32, in eval mode. The random state of the process stays as it is."""
+        import transformers
 
         config = checked(self.config)
         options = {"attn_implementation": attention} if attention else {}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            return AutoModel.from_config(config, dtype=torch.float32, **options).eval()
+            return getattr(transformers, auto).from_config(config, dtype=torch.float32, **options).eval()
 
 
 def read_config(path: Path) -> dict[str, Any]:
