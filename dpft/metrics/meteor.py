@@ -1,7 +1,7 @@
 """METEOR (Banerjee and Lavie 2005) by nltk, the mean over texts of their best reference, in per cent.
 
-Words match as they are, by stem, or by a synonym of WordNet. The published figures for E2E and DART are of METEOR 1.5, a
-Java program with paraphrases, weights of function words and other constants: the two are not comparable.
+Words match as they are, by stem, or by a synonym of WordNet. The published figures for E2E and DART are of METEOR 1.5,
+a Java program with paraphrases, weights of function words and other constants: the two are not comparable.
 """
 
 from __future__ import annotations
@@ -24,10 +24,8 @@ def meteor(written: Sequence[str], references: Sequence[Sequence[str]], synonyms
     known = synonyms or _wordnet()
     if known is None:
         return NO_WORDNET
-    scores = [
-        _one(words(text), [words(r) for r in group], known) for text, group in zip(written, references, strict=True)
-    ]
-    return 100 * sum(scores) / len(scores)
+    pairs = zip(written, references, strict=True)
+    return 100 * sum(_one(words(text), [words(r) for r in group], known) for text, group in pairs) / len(written)
 
 
 def _one(text: list[str], group: list[list[str]], synonyms: Any) -> float:
@@ -42,6 +40,6 @@ def _wordnet() -> Any:
 
     try:
         wordnet.ensure_loaded()
-    except LookupError:
+    except (LookupError, OSError):  # not there, or not whole
         return None
     return wordnet

@@ -1,22 +1,38 @@
-"""ROUGE-L (Lin 2004) by rouge-score, the mean over texts of their best reference, in per cent.
+"""ROUGE-L (Lin 2004) as for E2E and COCO: the mean over texts, in per cent.
 
-Words are runs of a-z and 0-9 in lower case, without stemming. The F-measure weighs precision and recall alike, within
-one reference. The E2E challenge's script takes the best precision and the best recall over all references, and weighs
-recall 1.44 times (beta 1.2), so that its figures are somewhat higher.
+    (1 + b^2) P R / (R + b^2 P),  b = 1.2       P, R: the best precision and the best recall over a text's references
+
+rouge-score finds the longest common subsequences, in the words of ``tokens.py`` (see there what differs). Its own
+figure is another one, and lower: precision and recall of one reference, weighing alike.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from dpft.metrics.tokens import words
+
+BETA = 1.2
+
+
+class _Words:
+    """The tokenizer that rouge-score is given."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return words(text)
+
 
 def rouge_l(written: Sequence[str], references: Sequence[Sequence[str]]) -> float:
     """0 to 100, the more the better. Empty texts score 0."""
     from rouge_score.rouge_scorer import RougeScorer
 
-    scorer = RougeScorer(["rougeL"], use_stemmer=False)
-    best = [
-        max(scorer.score(reference, text)["rougeL"].fmeasure for reference in group)
-        for text, group in zip(written, references, strict=True)
-    ]
-    return 100 * float(sum(best)) / len(best)
+    scorer = RougeScorer(["rougeL"], tokenizer=_Words())
+    total = 0.0
+    for text, group in zip(written, references, strict=True):
+        found = [scorer.score(reference, text)["rougeL"] for reference in group]
+        total += _f_measure(max(float(f.precision) for f in found), max(float(f.recall) for f in found))
+    return 100 * total / len(written)
+
+
+def _f_measure(precision: float, recall: float) -> float:
+    return (1 + BETA**2) * precision * recall / (recall + BETA**2 * precision) if precision * recall else 0.0

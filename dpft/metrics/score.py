@@ -13,6 +13,9 @@ from dpft.metrics.meteor import meteor
 from dpft.metrics.nist import nist
 from dpft.metrics.rouge import rouge_l
 
+Score = float | str
+"""A figure, or a sentence that says why there is none."""
+
 NOTHING = "No text was written, so there is nothing to score."
 
 
@@ -21,7 +24,7 @@ class Metric:
     """``compute`` scores texts, at least one, each against its own references, at least one; a str is the reason why
     it can't. ``unit`` says what the number means; ``packages`` are what it imports, by the name that pip knows."""
 
-    compute: Callable[[Sequence[str], Sequence[Sequence[str]]], float | str]
+    compute: Callable[[Sequence[str], Sequence[Sequence[str]]], Score]
     unit: str
     packages: Mapping[str, str]
 
@@ -31,7 +34,7 @@ METRICS: Mapping[str, Metric] = {
     "bleu": Metric(bleu, "per cent, more is better", _SACREBLEU),
     "nist": Metric(nist, "bits, more is better", _SACREBLEU),
     "meteor": Metric(meteor, "per cent, more is better", {**_SACREBLEU, "nltk": "nltk"}),
-    "rouge-l": Metric(rouge_l, "per cent, more is better", {"rouge_score": "rouge-score"}),
+    "rouge-l": Metric(rouge_l, "per cent, more is better", {**_SACREBLEU, "rouge_score": "rouge-score"}),
     "cider": Metric(cider, "0 to 10, more is better", _SACREBLEU),
     "ter": Metric(ter, "edits per 100 tokens, fewer is better", _SACREBLEU),
 }
@@ -49,9 +52,7 @@ def check_metrics(metrics: Sequence[str]) -> None:
                 )
 
 
-def score(
-    metrics: Sequence[str], written: Sequence[str], references: Sequence[Sequence[str]]
-) -> dict[str, float | str]:
+def score(metrics: Sequence[str], written: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, Score]:
     """Each metric's figure, or a sentence that says why there is none.
 
     Text i is scored against ``references[i]``: one or more, as many as its source has, in any order. White space is

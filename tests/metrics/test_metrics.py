@@ -151,8 +151,12 @@ def test_ter_by_hand() -> None:
 def test_rouge_by_hand() -> None:
     """A common subsequence of three in four words written and six expected."""
     precision, recall = 3 / 4, 3 / 6
-    expected = 100 * 2 * precision * recall / (precision + recall)
+    expected = 100 * 2.44 * precision * recall / (recall + 1.44 * precision)
     assert one("rouge-l", ["a b x d"], [("a b c d e f", "q")]) == pytest.approx(expected)
+
+
+def test_rouge_takes_the_best_precision_and_the_best_recall() -> None:
+    assert one("rouge-l", ["a b c d"], [("a b c d e f g h", "a b")]) == pytest.approx(100)
 
 
 def test_meteor_by_hand() -> None:
@@ -182,7 +186,7 @@ def test_texts_and_references_go_together(written: Any, references: Any) -> None
 
 
 def test_unknown_metrics_and_missing_packages_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InputError, match='generate.metrics names "chrf"'):
+    with pytest.raises(InputError, match=r'generate\.metrics names "chrf"'):
         check_metrics(["bleu", "chrf"])
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     check_metrics([])
