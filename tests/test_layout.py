@@ -30,6 +30,7 @@ LINES = (
         "dpft.evaluate",
         "dpft.journal",
         "dpft.schedule",
+        "dpft.score_written",
         "dpft.task",
         "dpft.usage",
     ),
