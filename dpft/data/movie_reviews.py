@@ -37,7 +37,7 @@ STRONG = 1.75
 
 @dataclass(frozen=True)
 class Pinned:
-    """Where a text lies (``inner`` is an archive in the archive), and the two hashes that make it this one and no other.
+    """Where a text lies (``inner`` is an archive in the archive), and the two hashes that make it this and no other.
 
     By default, the sentences."""
 

@@ -26,7 +26,7 @@ from dpft.data.rows import Row
 from dpft.errors import InputError
 
 TEXT = "1\t2.5\tA fine film, caf\u00e9 and all.\r\n2\t-1.25\tDull \u2013 very.\r\n3\t0.0\tNeither.".encode()
-LEXICON_TEXT = "fine\t0.8\t0.4\t[1]\r\ndull\t-1.7\t0.5\t[-2]\r\nfine\t0.9\t0.4\t[1]\r\n".encode()
+LEXICON_TEXT = b"fine\t0.8\t0.4\t[1]\r\ndull\t-1.7\t0.5\t[-2]\r\nfine\t0.9\t0.4\t[1]\r\n"
 Member = tuple[str, bytes | tarfile.TarInfo]
 
 
