@@ -18,7 +18,7 @@ LINES = (
     ("dpft_accounting",),
     ("dpft.errors", "dpft.files"),
     ("dpft.config",),
-    ("dpft.data",),
+    ("dpft.data", "dpft.metrics"),
     ("dpft.per_sample",),
     ("dpft.models", "dpft.peft"),
     ("dpft.adapter", "dpft.engine", "dpft.interop"),

