@@ -20,7 +20,6 @@ from dpft.errors import InputError
 START = "config:"
 """What a ``model.source`` of this kind begins with; the rest is the configuration's file."""
 
-
 # Fields that transformers reads from a configuration of any kind without listing them.
 _TAKEN = {"decoder_start_token_id"}
 
