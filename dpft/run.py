@@ -25,7 +25,9 @@ from dpft.errors import InputError, PrivacyError, TrainingError
 from dpft.files import private_folder, read_json, sync_folder, write_atomic, write_json
 from dpft.heldout import Heldout
 from dpft.journal import private_stats
+from dpft.metrics import check_metrics
 from dpft.models.build import TaskModel, task_model
+from dpft.models.can_write import check_writing
 from dpft.models.precision import attention_for, compute_dtype
 from dpft.models.source import ModelSource, pinned, resolve
 from dpft.paid_mask import check_mask_steps, choose_mask, facts_of
@@ -92,6 +94,7 @@ def run(recipe: Recipe, folder: Path, *, resume: bool = False, watch: Watch | No
     model.to(device)
     source = pinned(source, model.encoder)
     task = task_of(recipe.data, tokenizer_of(recipe, source), model, recipe.train.label_smoothing)
+    check_generate(recipe, model)
     private = private_folder(folder / "private")
     rest = choose_mask(
         model, method, recipe, promised, task, folder, compute, books, resume=resume, say=watch.say, stop=watch.stop
@@ -120,6 +123,7 @@ def run(recipe: Recipe, folder: Path, *, resume: bool = False, watch: Watch | No
     if books:
         books.confirm()
     heldout.record(folder, found)
+    heldout.samples(folder, model)
     _release(folder, model, method, recipe, source, task)
     made = write_report(folder)
     if cache:
@@ -156,6 +160,13 @@ def build_model(
 def tokenizer_of(recipe: Recipe, source: ModelSource) -> ModelSource:
     """Where the tokenizer comes from: the model, unless the recipe names another."""
     return resolve(recipe.model.tokenizer) if recipe.model.tokenizer else source
+
+
+def check_generate(recipe: Recipe, model: TaskModel) -> None:
+    """Before any record is read: can the model write what [generate] asks for, and can that be scored?"""
+    if recipe.generate is not None:
+        check_metrics(recipe.generate.metrics)
+        check_writing(model.encoder, recipe.data.max_length, recipe.generate)
 
 
 def _engine(
