@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from dpft.adapter import save_classifier
+from dpft.average import Average, post_processing
 from dpft.books import DataSetBooks
 from dpft.cache.task import CachedTask
 from dpft.config import Recipe, dump_recipe
@@ -37,7 +38,7 @@ from dpft.public import attach_informed, check_public
 from dpft.report.activations import activations_svg
 from dpft.report.statement import trained
 from dpft.report.write import PICTURE, write_report
-from dpft.schedule import build_optimizer, set_rates
+from dpft.schedule import build_optimizer, build_scale, set_rates
 from dpft.start import Start
 from dpft.task import Task, task_of
 
@@ -96,7 +97,9 @@ def run(recipe: Recipe, folder: Path, *, resume: bool = False, watch: Watch | No
     rest = choose_mask(
         model, method, recipe, promised, task, folder, compute, books, resume=resume, say=watch.say, stop=watch.stop
     )
-    optimizer = build_optimizer(recipe.optimizer, model, model.head)
+    optimizer = build_optimizer(recipe.optimizer, model, model.head, rest)
+    scale = build_scale(recipe.optimizer, model, rest)
+    average = Average(recipe.optimizer, trainable(model), rest.steps)
     cache = _cached(recipe, task, model, private / "cache", compute) if recipe.cache else None
     training = cache or task
     with PrivateEngine(
@@ -110,6 +113,7 @@ def run(recipe: Recipe, folder: Path, *, resume: bool = False, watch: Watch | No
         resume=resume,
         token_budget=recipe.train.token_budget,
         compute=compute,
+        scale=scale,
         on_step=private_stats(private / "steps.jsonl"),
     ) as engine:
         _write_facts(folder, recipe, promised, engine, source, books, start)
@@ -121,10 +125,11 @@ def run(recipe: Recipe, folder: Path, *, resume: bool = False, watch: Watch | No
         data = task.load()
         same_records(private / "fingerprint.json", data.train, resume or rest is not promised)
         examples = cache.examples(data.train, watch.say) if cache else task.examples(data.train)
-        checkpoints = Checkpoints(private)
+        checkpoints = Checkpoints(private, {**average.tensors, **(scale.tensors if scale else {})})
         if resume:
             _restore(checkpoints, engine, watch)
-        _train(recipe, engine, examples, training, checkpoints, watch)
+        _train(recipe, engine, examples, training, checkpoints, average, watch)
+        average.apply()
         model.eval()
         heldout = task.examples(data.heldout)
         budget = recipe.train.token_budget
@@ -190,8 +195,7 @@ def _promise(recipe: Recipe, folder: Path, resume: bool) -> Plan:
     if not (folder / "plan.json").exists():  # stopped before its first step
         return plan_from(recipe.privacy, recipe.data.unit)
     kept = Plan.from_dict(read_json(folder / "plan.json")["plan"])
-    # The ledger vouches for mechanism, unit and budget; these two stand in the recipe alone.
-    if (kept.clip, kept.expected_batch_size) != (recipe.privacy.clip, recipe.privacy.expected_batch):
+    if not kept.follows(recipe.privacy):
         raise PrivacyError(f"plan.json in {folder} is not the plan of its recipe. Restore it, or start another folder.")
     return kept
 
@@ -220,6 +224,7 @@ def _write_facts(
         "data_set_run": books.run if books else None,
         "started_from": dict(start.facts) if start else None,
         "public_records": public_id(recipe.public) if recipe.public else None,
+        "post_processing": post_processing(recipe.optimizer),
         "mask": facts_of(recipe, method_of(recipe)),
     }
     write_json(folder / "plan.json", facts)
@@ -243,6 +248,7 @@ def _train(
     examples: list[Any],
     task: Task,
     checkpoints: Checkpoints,
+    average: Average,
     watch: Watch,
 ) -> None:
     """Every step that is still allowed. Interruption ends after a whole step, with a checkpoint."""
@@ -254,6 +260,7 @@ def _train(
         done = engine.steps_charged
         set_rates(engine.optimizer, recipe.optimizer, done - 1, steps)
         engine.step(batch)
+        average.update(done)
         watch.step(done, steps)
         stopping = watch.stop()
         if stopping or (every and done % every == 0) or done == steps:
