@@ -25,6 +25,7 @@ LINES = (
     ("dpft.quantise",),
     (
         "dpft.report",
+        "dpft.average",
         "dpft.books",
         "dpft.cache",
         "dpft.evaluate",

@@ -20,6 +20,7 @@ from dpft.engine.noise import GriddedGaussian
 from dpft.engine.plan import Plan
 from dpft.engine.preflight import preflight, synthetic_like
 from dpft.engine.sampler import poisson_sample
+from dpft.engine.scaling import PrivatisedScale
 from dpft.errors import InputError, PrivacyError
 from dpft.per_sample.batches import to_device
 from dpft.per_sample.oracle import Loss
@@ -33,7 +34,8 @@ class PrivateEngine(AbstractContextManager["PrivateEngine"]):
     which every step is written before its noise is drawn; ``dataset`` and ``run`` name the data set and this
     training in it. With ``resume`` a run that the ledger already holds is continued: its charged steps stay
     charged. ``token_budget`` is the size of a micro-batch in tokens, padding included; ``compute`` = bfloat16
-    runs the model's matrix products in that type. ``on_step`` receives figures that are private and must stay so.
+    runs the model's matrix products in that type. ``scale`` multiplies gradients before they are clipped, and is taken
+    out again after the noise; the engine teaches it noised gradients alone. ``on_step`` receives figures that are private and must stay so.
 
     Guarantee: the sequence of all parameter values after every step is (epsilon, delta)-DP as the plan
     certifies, for its unit and adjacency. Not covered: the timing of steps, and whatever the caller derives
@@ -55,16 +57,19 @@ class PrivateEngine(AbstractContextManager["PrivateEngine"]):
         resume: bool = False,
         token_budget: int = 4096,
         compute: torch.dtype = torch.float32,
+        scale: PrivatisedScale | None = None,
         on_step: Callable[[UnreleasedStats], None] | None = None,
         words: Words | None = None,
     ) -> None:
         if compute not in (torch.float32, torch.bfloat16):
             raise InputError(f"Expected compute={compute} to be torch.float32 or torch.bfloat16.")
         self.model, self.optimizer, self.plan = model, optimizer, plan
-        self._loss, self._on_step = loss, on_step
+        self._loss, self._on_step, self._scale = loss, on_step, scale
         self._guard = self._watch(model, optimizer)
         self._noise = GriddedGaussian(plan.clip, plan.noise_multiplier, self._guard.coordinates, compute)
-        self._sums = Accumulator(model, loss, self._guard.params, self._noise.bound, token_budget, compute)
+        self._sums = Accumulator(
+            model, loss, self._guard.params, self._noise.bound, token_budget, compute, clipping=plan.clipping
+        )
         self._words = Keystream() if words is None else words
         self._current: LogicalBatch | None = None
         self._steps_here = 0
@@ -141,10 +146,12 @@ class PrivateEngine(AbstractContextManager["PrivateEngine"]):
             )
         batch.used = True
         self._guard.check_unchanged_set()
+        if self._scale is not None:
+            self._sums.scale = self._sums.shaped(self._scale.scale)
         total, stats = self._sums.sum(batch)
-        noised = self._noise.release(total, self._words)
+        mean = self._noise.release(total, self._words) / self.plan.expected_batch_size
         del total
-        self._update(noised / self.plan.expected_batch_size)
+        self._update(mean if self._scale is None else self._scale.undo(mean))
         self._run.step()
         self._steps_here += 1
         if self._steps_here == 1:
