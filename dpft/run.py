@@ -18,10 +18,12 @@ from dpft.config import Recipe, dump_recipe
 from dpft.data import public_id
 from dpft.data.fingerprint import same_records
 from dpft.data.units import by_unit
+from dpft.declared import check_not_declared
 from dpft.engine.checkpoint import Checkpoints
 from dpft.engine.engine import PrivateEngine
 from dpft.engine.ordinary import OrdinaryEngine
 from dpft.engine.plan import Plan, plan_from
+from dpft.engine.scaling import PrivatisedScale
 from dpft.errors import InputError, PrivacyError, TrainingError
 from dpft.files import private_folder, read_json, sync_folder, write_atomic, write_json
 from dpft.heldout import Heldout
@@ -76,6 +78,7 @@ def run(recipe: Recipe, folder: Path, *, resume: bool = False, watch: Watch | No
     is put into ``folder/adapter`` before the last check has passed."""
     watch = watch or Watch()
     check_public(recipe)
+    check_not_declared(recipe)
     promised = _promise(recipe, folder, resume)
     check_mask_steps(recipe, promised)
     books = DataSetBooks(recipe.ledger, promised, folder, recipe.name) if recipe.ledger else None
@@ -183,7 +186,7 @@ def _engine(
     folder: Path,
     compute: torch.dtype,
     resume: bool,
-    scale: Scale | None,
+    scale: PrivatisedScale | None,
 ) -> PrivateEngine | OrdinaryEngine:
     """The private engine; or, where the recipe says so in as many words, the one without privacy."""
     budget = recipe.train.token_budget

@@ -36,7 +36,7 @@ LINES = (
         "dpft.usage",
     ),
     ("dpft.heldout",),
-    ("dpft.public",),
+    ("dpft.public", "dpft.declared"),
     ("dpft.paid_mask",),
     ("dpft.run", "dpft.export", "dpft.start"),
     ("dpft.source_prompts", "dpft.sparsify"),
