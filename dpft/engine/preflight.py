@@ -72,7 +72,7 @@ def _prove(model: nn.Module, loss: Loss, batch: Any, compute: torch.dtype) -> Us
             _none_missing(model, grads)
             _check_losses(model, loss, part, losses)
             _compare(grads, {name: g[rows] for name, g in truth.items()})
-        check_padding(model, loss, batch, max(_TOLERANCE.get(g.dtype, 0.0) for g in truth.values()))
+        check_padding(model, loss, batch, tolerance_of(truth))
     _check_neighbours(model, loss, batch, uses)
     return uses
 
@@ -154,7 +154,7 @@ def _compare(grads: Mapping[str, Form], truth: dict[str, Tensor]) -> None:
 
 def _same(found: Mapping[str, Tensor], truth: Mapping[str, Tensor], share: float = 1.0) -> float:
     """Raise unless the gradients agree within ``share`` of the tolerance; returns the relative error allowed."""
-    tolerance = share * max(_TOLERANCE.get(g.dtype, 0.0) for g in truth.values())
+    tolerance = share * tolerance_of(truth)
     overall = sq_norms(truth).sum().sqrt()
     for name, g in truth.items():
         # A gradient that is zero in exact arithmetic (a key's bias) is compared on the scale of the others.
@@ -166,6 +166,11 @@ def _same(found: Mapping[str, Tensor], truth: Mapping[str, Tensor], share: float
                 "Change the module that mixes them, or freeze this parameter."
             )
     return tolerance
+
+
+def tolerance_of(gradients: Mapping[str, Tensor]) -> float:
+    """Relative error allowed between two ways of computing these gradients."""
+    return max(_TOLERANCE.get(g.dtype, 0.0) for g in gradients.values())
 
 
 @contextmanager
