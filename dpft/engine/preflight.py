@@ -17,7 +17,7 @@ from dpft.engine.guard import frozen_digest
 from dpft.engine.padding import check_padding
 from dpft.errors import InputError, NoRuleError, OneAtATime, PrivacyError
 from dpft.per_sample import Form, Uses, per_example_gradients
-from dpft.per_sample.batches import examples_in, mapped, take, tensors
+from dpft.per_sample.batches import examples_in, mapped, take
 from dpft.per_sample.capture import trainable
 from dpft.per_sample.oracle import Loss, sq_norms
 from dpft.per_sample.uses import repeated, telling_number
@@ -199,24 +199,3 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
-
-
-def synthetic_like(batch: Any, examples: int = 3) -> Any:
-    """A batch of the same structure, dtypes and lengths, with made-up contents: nothing of ``batch`` remains.
-
-    Integers become 0 or 1 (valid token ids and labels for any model), floats standard normal, and whatever
-    is called ``attention_mask`` ones. Lengths that equal ``examples`` are avoided: they could hide a lost axis."""
-    generator = torch.Generator().manual_seed(20211013)
-    lengths = {n for t in tensors(batch) for n in t.shape[1:2]}
-    B = examples if examples not in lengths else examples + 1
-
-    def make(t: Tensor) -> Tensor:
-        shape = (B, *t.shape[1:])
-        if t.is_floating_point():
-            return torch.randn(shape, generator=generator, dtype=torch.float32).to(t)
-        return torch.randint(0, 2, shape, generator=generator).to(t)
-
-    made = mapped(batch, make)
-    if isinstance(made, dict) and isinstance(made.get("attention_mask"), Tensor):
-        made["attention_mask"] = torch.ones_like(made["attention_mask"])
-    return made

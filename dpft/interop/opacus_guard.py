@@ -11,6 +11,7 @@ other) its per-example gradients are wrong, and mostly it goes on. Two answers:
 from __future__ import annotations
 
 import functools
+import importlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -48,14 +49,13 @@ def check(model: nn.Module, loss: Loss, batch: Any, **options: Any) -> None:
     looked up once for all can't hide then). ``loss(model, batch)`` returns one loss per example; ``options`` go to
     GradSampleModule. Dropout is off, trained parameters are at random values, and all is put back. Raises
     :class:`PrivacyError` naming the parameter."""
-    from opacus import GradSampleModule
-
+    wrapper: Any = importlib.import_module("opacus").GradSampleModule  # untyped
     with perturbed(model), _only_trained_in_train_mode(model):
         truth = per_example_gradients(model, loss, batch)
-        module: Any = GradSampleModule(model, loss_reduction="sum", **options)
+        module = wrapper(model, loss_reduction="sum", **options)
         try:
-            loss(module, batch).sum().backward()
-            found = {name: p.grad_sample for name, p in trainable(model).items()}
+            torch.autograd.backward(loss(module, batch).sum())
+            found = {name: getattr(p, "grad_sample", None) for name, p in trainable(model).items()}
         finally:
             module.cleanup()
             _take_away_activations(model)

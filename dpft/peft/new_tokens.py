@@ -72,7 +72,7 @@ class TokenTable(Wrapper):
 
     def __init__(self, base: nn.Embedding, tokens: tuple[int, ...], rows: nn.Parameter) -> None:
         super().__init__(base)
-        self.rows = nn.Embedding(*rows.shape, device="meta")
+        self.rows = nn.Embedding(rows.shape[0], rows.shape[1], device="meta")
         self.rows.weight = rows  # one parameter, also where several modules hold the table
         chosen = torch.tensor(tokens, device=rows.device)
         place = torch.full((base.num_embeddings,), -1, device=rows.device)  # id -> row of ``rows``, or -1
@@ -87,6 +87,12 @@ class TokenTable(Wrapper):
         trained: Tensor = self.rows(place.clamp_min(0))
         frozen: Tensor = self.base_layer(ids)
         return torch.where((place >= 0).unsqueeze(-1), trained, frozen)
+
+    @property
+    def ids(self) -> list[int]:
+        """The tokens whose rows train."""
+        found: list[int] = cast(Tensor, self.chosen).tolist()
+        return found
 
     def merged(self) -> nn.Module:
         cast(Tensor, self.base_layer.weight).data[cast(Tensor, self.chosen)] = self.rows.weight.detach()

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dpft.engine.collect import collect
-from dpft.engine.preflight import preflight, synthetic_like
+from dpft.engine.preflight import preflight
 from dpft.errors import InputError, OneAtATime, PrivacyError
 from dpft.per_sample import per_example_gradients
 from dpft.per_sample.capture import expand
@@ -266,19 +266,3 @@ def test_collect_gives_losses_off_the_graph() -> None:
     assert losses.shape == (3,)
     assert not losses.requires_grad
     assert all(not grads[name].dense().requires_grad for name in grads)
-
-
-def test_synthetic_batch_holds_nothing_of_the_real_one() -> None:
-    """F2: structure, types and lengths alone; ids that any vocabulary has; no length equal to the batch."""
-    real = {
-        "input_ids": torch.full((1, 3), 777),
-        "attention_mask": torch.zeros(1, 3, dtype=torch.long),
-        "x": torch.full((1, 7), 777.0, dtype=torch.float64),
-        "nested": [torch.full((1,), 777)],
-    }
-    made = synthetic_like(real)
-    assert made["input_ids"].shape == (4, 3)
-    assert made["x"].dtype == torch.float64
-    assert set(made["input_ids"].flatten().tolist()) <= {0, 1}
-    assert bool((made["attention_mask"] == 1).all())
-    assert not any((t == 777).any() for t in (made["input_ids"], made["x"], made["nested"][0]))
