@@ -194,6 +194,89 @@ def test_use_without_a_rule_runs_one_example_at_a_time_and_says_so(length: int) 
         assert torch.equal(grads[name].dense(), truth)
 
 
+class Attends(nn.Module):
+    """torch's own attention on frozen inputs, alone or in its encoder layer."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer, self.head = layer, nn.Linear(D, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.layer(x, x, x)[0] if isinstance(self.layer, nn.MultiheadAttention) else self.layer(x)
+        return self.head(y)
+
+
+class TimeFirst(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.transpose(0, 1)).transpose(0, 1)
+
+
+class Repeated(Net):
+    """A row repeated for each example by a function that no rule is for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.row = nn.Parameter(torch.randn(1, D))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x + self.row.repeat_interleave(x.shape[0], dim=0).unsqueeze(1))
+
+
+class Surprising(Net):
+    """Fails in a way of its own where it is not given the number of examples that it expects."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x * {1: 1.0, 2: 1.0, 3: 1.0}[x.shape[0]])
+
+
+CAPTURE_FAILS: dict[str, Callable[[], nn.Module]] = {
+    "attention": lambda: Attends(nn.MultiheadAttention(D, 2, batch_first=True)),
+    "encoder layer": lambda: Attends(nn.TransformerEncoderLayer(D, 2, 8, batch_first=True, dropout=0.0)),
+    "time first": TimeFirst,
+    "repeat_interleave": Repeated,
+    "an error of the model's own": Surprising,
+}
+
+
+@pytest.mark.parametrize("make", CAPTURE_FAILS.values(), ids=CAPTURE_FAILS.keys())
+def test_whatever_fails_under_the_capture_runs_one_example_at_a_time(make: Callable[[], nn.Module]) -> None:
+    torch.manual_seed(0)
+    model, batch = make().double(), torch.randn(3, 5, D, dtype=torch.float64)
+    with pytest.warns(OneAtATime, match=r"The reason: \w+"):
+        uses = preflight(model, squares, batch)
+    grads, _ = collect(model, squares, batch, expected=3, uses=uses)
+    for name, truth in per_example_gradients(model, squares, batch).items():
+        assert torch.equal(grads[name].dense(), truth)
+
+
+def test_error_of_the_model_is_shown_as_it_is() -> None:
+    class Broken(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            raise LookupError("my own")
+
+    with pytest.raises(LookupError, match="my own"):
+        preflight(Broken(), squares, torch.randn(3, D))
+
+
+def test_example_that_reaches_no_parameter_counts_as_zero_one_at_a_time() -> None:
+    """An empty text, say, while the model runs one example at a time."""
+
+    def skipping(model: nn.Module, x: Tensor) -> Tensor:
+        return torch.cat([squares(model, e) if bool(e.any()) else torch.zeros(1).to(e) for e in x.split(1)])
+
+    model, batch = Repeated().double(), torch.randn(3, 5, D, dtype=torch.float64)
+    with pytest.warns(OneAtATime):
+        uses = preflight(model, squares, batch)
+    batch[1] = 0
+    grads, losses = collect(model, skipping, batch, expected=3, uses=uses)
+    assert losses[1] == 0
+    assert not any(form.dense()[1].any() for form in grads.values())
+    assert grads["head.weight"].dense().flatten(1).any(dim=1).tolist() == [True, False, True]
+    nothing, losses = collect(model, skipping, torch.zeros(2, 5, D, dtype=torch.float64), expected=2, uses=uses)
+    assert len(nothing) == 0
+    assert losses.tolist() == [0, 0]
+
+
 @pytest.mark.parametrize("fails", [False, True])
 def test_everything_is_put_back_exactly(fails: bool) -> None:
     """A11: parameters bit for bit, modes module by module, gradients and torch's random state untouched."""
@@ -248,6 +331,8 @@ WRONG_LOSSES: dict[str, Loss] = {
 def test_loss_that_is_not_one_number_an_example_is_refused(loss: Loss) -> None:
     """A4."""
     model = Net()
+    with pytest.raises(PrivacyError, match=r"one loss per example, shape \(3,\)"):
+        preflight(model, loss, torch.randn(3, D))
     with pytest.raises(PrivacyError, match=r"one loss per example, shape \(3,\)"):
         collect(model, loss, torch.randn(3, D), expected=3)
     assert all(p.grad is None for p in model.parameters())
