@@ -73,7 +73,7 @@ def plan_command(
     as_json: Json = False,
 ) -> None:
     """Choose the noise for a budget and certify it. Touches no private data."""
-    from dpft.cli.plan import plan_for_options, plan_for_recipe, risk_from, show_plan
+    from dpft.cli.plan import cost_of_recipe, plan_for_options, plan_for_recipe, risk_from, show_plan
 
     options = {
         "epsilon": epsilon, "noise_multiplier": noise_multiplier, "delta": delta, "examples": examples,
@@ -82,7 +82,8 @@ def plan_command(
     risk = {"advantage": advantage, "tpr": tpr, "fpr": fpr}
     if recipe:
         beside = {**options, **risk, "mean_trials": mean_trials}
-        show_plan(plan_for_recipe(recipe, overrides or [], beside), as_json=as_json)
+        made = plan_for_recipe(recipe, overrides or [], beside)
+        show_plan(made, cost=cost_of_recipe(recipe, overrides or [], made), as_json=as_json)
     else:
         made, search = plan_for_options(overrides or [], options, risk_from(**risk), mean_trials)
         show_plan(made, search, as_json=as_json)
