@@ -271,6 +271,34 @@ def sparsify_command(
     sparsify_model(model, to, text, public=public, distil=distil, **options)
 
 
+@app.command("reproduce")
+def reproduce_command(
+    pattern: Annotated[
+        str | None,
+        typer.Argument(help="A recipe, a folder, a part of a path, or a glob; all with [expected] if absent."),
+    ] = None,
+    overrides: Set = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="All but training: plans, parameter counts, time and memory, without a hub."),
+    ] = False,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where runs, table and picture go.")] = Path(
+        "runs/reproduce"
+    ),
+    nonprivate: Annotated[
+        bool, typer.Option("--nonprivate/--no-nonprivate", help="Whether each recipe's twin WITHOUT privacy runs too.")
+    ] = True,
+    as_json: Json = False,
+) -> None:
+    """Run published experiments again and put the figures side by side; goes on where it stopped."""
+    from dpft.cli.reproduce import reproduce, reproduce_dry
+
+    if dry_run:
+        reproduce_dry(pattern, overrides or [], out, as_json=as_json)
+    else:
+        reproduce(pattern, overrides or [], out, twins=nonprivate, as_json=as_json)
+
+
 @app.command("methods")
 def methods_command(as_json: Json = False) -> None:
     """The support matrix: which method is tested on which model family."""
