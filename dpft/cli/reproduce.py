@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from os.path import commonprefix
 from pathlib import Path
 from typing import Any
 
@@ -112,12 +111,13 @@ def _write(out: Path, name: str, *parts: str) -> None:
 def _show(head: Sequence[str], rows: Sequence[Sequence[str]], kept: Sequence[str], last: str) -> None:
     """The columns that fit a terminal; names without what all of them begin with."""
     console = Console()
-    shared = commonprefix([row[0] for row in rows]).rpartition("-")[0] if len(rows) > 1 else ""
+    starts = {row[0].partition("-")[0] for row in rows}
+    shared = f"{min(starts)}-" if len(starts) == 1 and len(rows) > 1 else ""
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
     places = [head.index(name) for name in kept]
     for place in places:
         table.add_column(head[place], overflow="fold", justify="left" if place == 0 else "right")
     for row in rows:
-        table.add_row(row[0].removeprefix(shared and f"{shared}-"), *(row[place] for place in places[1:]))
+        table.add_row(row[0].removeprefix(shared), *(row[place] for place in places[1:]))
     console.print(table)
     console.print(NOTE, last, sep="\n", highlight=False, soft_wrap=True)

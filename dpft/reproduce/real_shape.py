@@ -42,8 +42,8 @@ def _model(recipe: Recipe, config: dict[str, Any]) -> nn.Module:
 
     kind = {"causal-lm": AutoModelForCausalLM, "seq2seq": AutoModelForSeq2SeqLM}.get(recipe.data.task, AutoModel)
     fields = {name: value for name, value in config.items() if name != "model_type"}
-    of_file = "architectures" in config  # a saved configuration has fields that no class declares
-    values = AutoConfig.for_model(config["model_type"], **fields) if of_file else checked(config)
+    of_recipe = recipe.model.source.startswith("config:")  # a published one has fields that no class declares
+    values = checked(config) if of_recipe else AutoConfig.for_model(config["model_type"], **fields)
     with quiet(), torch.device("meta"):
         model: nn.Module = kind.from_config(values)
     if recipe.data.task in LANGUAGE_TASKS:
