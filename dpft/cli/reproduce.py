@@ -32,7 +32,7 @@ def reproduce_dry(pattern: str | None, overrides: list[str], out: Path, *, as_js
     if as_json:
         print(json.dumps([one.to_dict() for one in found], indent=2, allow_nan=False))
     else:
-        kept = ("recipe", "claimed", "certified", "PLD published", "parameters", "CPU", "H100", "GB")
+        kept = ("recipe", "claimed", "certified", "PLD, reference", "parameters", "CPU", "H100", "GB")
         _show(DRY, dry_rows(found), kept, f"{len(found)} recipes, {wrong} with errors; {out / 'dry-run.md'}")
         for one in found:
             for fault in one.faults:

@@ -91,7 +91,7 @@ def _faults(made: Dry) -> Iterator[str]:
         return
     published = expected.parameters.value if expected.parameters else made.parameters
     if made.parameters is not None and made.parameters != published:
-        yield f"{made.parameters:,} numbers train, {published:,} were published."
+        yield f"{made.parameters:,} numbers train, and [expected] has {published:,}."
     found = {
         "epsilon by PLD": (expected.epsilon_pld, made.row("pld").get("upper")),
         "sample rate": (expected.rate_claimed, plan.sample_rate),
@@ -99,4 +99,4 @@ def _faults(made: Dry) -> Iterator[str]:
     }
     for what, (figure, ours) in found.items():
         if figure is not None and (ours is None or abs(float(ours) - figure.value) > _SAME * figure.value):
-            yield f"The {what} is {ours}, and {figure.value:g} was published."
+            yield f"The {what} is {ours}, and [expected] has {figure.value:g}."

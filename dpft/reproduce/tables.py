@@ -10,8 +10,8 @@ from dpft.report.write import figure
 from dpft.reproduce.dry import Dry
 from dpft.reproduce.results import Result, Side
 
-DRY = ("recipe", "claimed", "certified", "delta", "PLD published", "PLD", "PRV", "RDP", "steps", "parameters published",
-       "parameters", "CPU", "H100", "GB", "error")  # fmt: skip
+DRY = ("recipe", "claimed", "certified", "delta", "PLD, reference", "PLD", "PRV", "RDP", "steps",
+       "parameters published", "parameters", "CPU", "H100", "GB", "error")  # fmt: skip
 RUN = ("recipe", "metric", "private, published", "private", "not private, published", "not private", "epsilon claimed",
        "epsilon", "parameters published", "parameters", "seconds", "device", "error")  # fmt: skip
 NOTE = "* from memory or with low confidence, not verified; + not published but computed from shapes."
