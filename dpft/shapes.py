@@ -121,4 +121,8 @@ def _config_file(source: str) -> Path | None:
     spec = importlib.util.find_spec(module) if module.isidentifier() else None  # found without running the package
     roots = list(spec.submodule_search_locations or []) if spec else []
     found = (path for root in roots for path in sorted(Path(root).glob("**/config.json")))
-    return next((path for path in found if (path.parent / "model.safetensors").is_file()), None)
+    return next((path for path in found if _has_weights(path.parent)), None)
+
+
+def _has_weights(folder: Path) -> bool:
+    return (folder / "model.safetensors").is_file() or any(folder.glob("*.gguf"))

@@ -109,4 +109,7 @@ def _times(home: Path) -> dict[str, Any]:
 
 
 def _is(metric: str, name: object) -> bool:
-    return isinstance(name, str) and name.lower().replace("_", "-").startswith(metric.lower())
+    """Whether a figure is that metric's, after training: "bleu" or "BLEU on held-out records"."""
+    if not isinstance(name, str):
+        return False
+    return name.lower().removesuffix(" on held-out records").replace("_", "-") == metric.lower()
