@@ -18,6 +18,9 @@ LINES = (
     ("dpft_accounting",),
     ("dpft.errors", "dpft.files"),
     ("dpft.config",),
+    ("dpft.shapes",),
+    ("dpft.counts",),
+    ("dpft.cost",),
     ("dpft.data", "dpft.metrics"),
     ("dpft.per_sample",),
     ("dpft.models", "dpft.peft"),
@@ -40,6 +43,7 @@ LINES = (
     ("dpft.paid_mask",),
     ("dpft.run", "dpft.export", "dpft.start"),
     ("dpft.source_prompts", "dpft.sparsify"),
+    ("dpft.reproduce",),
     ("dpft.cli",),
 )
 MODULES = {path: ".".join(path.relative_to(ROOT).with_suffix("").parts) for path in sorted(DPFT.rglob("*.py"))}

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from dpft.config.base import Count, OptionalWord, Positive, Section, Word, wrong
 from dpft.config.cache_section import CacheSection
 from dpft.config.data_section import DataSection
+from dpft.config.expected_section import ExpectedSection
 from dpft.config.generate_section import GenerateSection
 from dpft.config.method_section import BesideSection, MethodSection, with_preset
 from dpft.config.optimizer_section import OptimizerSection
@@ -105,6 +106,9 @@ class Recipe(Section):
     )
     public: PublicSection | None = Field(
         default=None, description="declared public records for a method that looks at some; absent = none"
+    )
+    expected: ExpectedSection | None = Field(
+        default=None, description="published figures of such a run, to stand beside its own; absent = none"
     )
 
     @model_validator(mode="before")
