@@ -16,8 +16,7 @@ from dpft.config import Recipe
 from dpft.engine.microbatch import cut
 from dpft.engine.plan import plan_from
 from dpft.errors import InputError, PrivacyError
-from dpft.evaluate import accuracy
-from dpft.models.losses import Loss, classification_loss
+from dpft.models.losses import Loss
 from dpft.models.source import resolve
 from dpft.peft.prompt import Prompt
 from dpft.peft.prompt_file import SourcePrompts, add_prompt, check_free
@@ -84,11 +83,11 @@ def source_prompt(
             yield [to_device(task.collate([chosen[i] for i in piece]), device) for piece in pieces]
             say(f"step {step + 1} of {steps}")
 
-    prompt = train_prompt(model, optimizer, batches(), loss=classification_loss, public=public)
+    prompt = train_prompt(model, optimizer, batches(), loss=task.loss, public=public)
     heldout = task.examples(data.heldout)
     if heldout:
-        score = accuracy(model.eval(), heldout, task.collate, budget, length=length)
-        say(f"accuracy {score:.3f} on {len(heldout)} held-out records")
+        for name_of, value in task.scores(model.eval(), heldout, budget, torch.float32).items():
+            say(f"{name_of} {value:.3f} on {len(heldout)} held-out records")
     return add_prompt(to, name, prompt)
 
 

@@ -34,6 +34,7 @@ LINES = (
         "dpft.task",
         "dpft.usage",
     ),
+    ("dpft.heldout",),
     ("dpft.public",),
     ("dpft.paid_mask",),
     ("dpft.run", "dpft.export", "dpft.start"),

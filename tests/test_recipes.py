@@ -1,5 +1,7 @@
 """Every recipe in the repository is valid, can be planned, and says how to run it."""
 
+import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -27,3 +29,15 @@ def test_first_line_is_the_command(path: Path) -> None:
 
 def test_every_method_has_a_recipe() -> None:
     assert {load_recipe(path).method.name for path in RECIPES} == set(METHODS)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_other_command_in_its_comments_can_be_planned_too(path: Path) -> None:
+    """Lines such as ``#   dpft run FILE --set ...``, which may go on behind a backslash."""
+    text = re.sub(r" \\\n# +", " ", path.read_text())
+    for command in re.findall(rf"^#  +(dpft run {re.escape(str(path.relative_to(ROOT)))} .*)$", text, re.MULTILINE):
+        words = shlex.split(command)[3:]
+        overrides = [word.replace("FOLDER", "folder") for word in words if word != "--set"]
+        recipe = load_recipe(path, overrides)
+        plan_from(recipe.privacy, recipe.data.unit)
+        assert recipe != load_recipe(path)

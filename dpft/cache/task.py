@@ -52,6 +52,16 @@ class CachedTask:
     def inputs(self) -> dict[str, Any]:
         return self._task.inputs()
 
+    @property
+    def loss(self) -> Loss:
+        return self._task.loss
+
+    def labels(self, examples: Sequence[Any]) -> Tensor:
+        return self._task.labels(examples)
+
+    def scores(self, model: nn.Module, examples: Sequence[Any], budget: int, compute: torch.dtype) -> dict[str, float]:
+        return self._task.scores(model, examples, budget, compute)
+
     def synthetic(self) -> dict[str, Any]:
         """The task's own synthetic batch, with recorded outputs in the number type that training will read."""
         return self._synthetic
@@ -81,8 +91,9 @@ class CachedTask:
         assert self._store is not None  # examples come from examples()
         records = [example[RECORD] for example in examples]
         if self._replay.cut.tokens == 0:
-            labels = torch.tensor([example["label"] for example in examples], dtype=torch.int64)
-            return self._replay.batch({"labels": labels}, self._store.gather(records, None).squeeze(1))
+            return self._replay.batch(
+                {"labels": self._task.labels(examples)}, self._store.gather(records, None).squeeze(1)
+            )
         batch = self._task.collate(list(examples))
         mask = batch["attention_mask"] if self._replay.cut.tokens is None else None
         return self._replay.batch(batch, self._store.gather(records, mask))

@@ -155,6 +155,10 @@ class Recipe(Section):
     def _what_is_kept_is_the_same_at_every_step(self) -> Self:
         if self.cache is not None and self.model.dropout:
             raise wrong("cache", "with model.dropout = true no output stays the same between steps; leave one out")
+        if self.cache is not None and self.data.task in ("token-classification", *LANGUAGE_TASKS):
+            raise wrong(
+                "cache", f'not for data.task = "{self.data.task}", which reads every token; leave the table out'
+            )
         return self
 
     @model_validator(mode="after")
@@ -167,6 +171,13 @@ class Recipe(Section):
             )
         if self.start is not None and self.start.prunes and self.method.name != "dsee":
             raise wrong("start.prune", "only the method dsee keeps masks over frozen weights; leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _nothing_is_charged_without_privacy(self) -> Self:
+        if not self.privacy.enabled and (self.ledger is not None or self.method.model_dump().get("mask_steps")):
+            field = "ledger" if self.ledger is not None else "method.mask_steps"
+            raise wrong(field, "a run without privacy (privacy.enabled = false) charges nothing; leave it out")
         return self
 
     @model_validator(mode="after")
