@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from rich.table import Table
 
 from dpft.config import load_recipe
 from dpft.config.explain import shown
+from dpft.cost import Estimate, estimates, in_words
 from dpft.engine.plan import Plan, plan, plan_from
 from dpft.errors import InputError
 from dpft.report.statement import adjacency_in_words
@@ -26,6 +28,11 @@ def plan_for_recipe(path: Path, overrides: list[str], options: dict[str, Any]) -
         raise InputError(f"Expected a recipe or options, found both. Use --set privacy.{given[0]}=... instead.")
     recipe = load_recipe(path, overrides)
     return plan_from(recipe.privacy, recipe.data.unit)
+
+
+def cost_of_recipe(path: Path, overrides: list[str], made: Plan) -> tuple[Estimate, ...]:
+    """About what the planned recipe takes on each machine; nothing where its model's shape is not at hand."""
+    return estimates(load_recipe(path, overrides), made.steps)
 
 
 def plan_for_options(
@@ -55,16 +62,22 @@ def risk_from(advantage: float | None, tpr: float | None, fpr: float | None) -> 
     return None if advantage is tpr is fpr is None else Risk(advantage=advantage, tpr=tpr, fpr=fpr)
 
 
-def show_plan(made: Plan, search: TuningPlan | None = None, *, as_json: bool) -> None:
+def show_plan(made: Plan, search: TuningPlan | None = None, cost: Sequence[Estimate] = (), *, as_json: bool) -> None:
     """Print the plan as a table, or as JSON."""
     if as_json:
         value = made.to_dict()
         if search is not None:
             value["search"] = {"mechanism": search.select.to_dict(), "epsilon": search.bound.to_dict()}
+        if cost:
+            value["estimates"] = [asdict(one) for one in cost]
         print(json.dumps(value, indent=2, allow_nan=False))
         return
     console = Console()
-    console.print(plan_table(made))
+    table = plan_table(made)
+    for one in cost:
+        rough = f"about {in_words(one.seconds)} and {one.bytes / 1e9:.1f} GB"
+        table.add_row("time, memory", f"{rough} on {one.machine} (an estimate, training alone)")
+    console.print(table)
     if search is not None:
         console.print(
             f"That is one trial. The best of K such trials, K geometric with mean {search.select.mean:g}: epsilon "

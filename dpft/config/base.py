@@ -24,7 +24,7 @@ class Section(BaseModel):
     )
 
 
-def _no_control_characters(text: str) -> str:
+def no_control_characters(text: str) -> str:
     if _CONTROL.search(text):
         raise ValueError("expected text without NULs and other control characters; take them out")
     return text
@@ -46,13 +46,13 @@ def _empty_to_none(value: object) -> object:
     return None if value == "" else value
 
 
-Text = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_no_control_characters)]
+Text = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(no_control_characters)]
 """Text that may span lines (a template)."""
 
 Word = Annotated[
     str,
     Field(min_length=1, max_length=1024),
-    AfterValidator(_no_control_characters),
+    AfterValidator(no_control_characters),
     AfterValidator(_one_line),
 ]
 """One line: a name, a column, a path."""

@@ -7,12 +7,12 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from dpft.config.base import Count, Numbers, OptionalWord, Section, Text, Word, Words, wrong
+from dpft.config.base import Count, Numbers, OptionalWord, Section, Text, Word, Words, no_control_characters, wrong
 from dpft.config.source_fields import check_source
 from dpft.config.task_fields import LANGUAGE_TASKS, Task, check_task, unused_by
 from dpft.config.template import parse_template, uses_pair
 
-TEXT_FIELDS = ("text", "text_pair", "template", "max_length", "target", "target_length", "linearise")
+TEXT_FIELDS = ("text", "text_pair", "template", "max_length", "target", "target_length", "separator", "linearise")
 IMAGE_FIELDS = ("image", "mean", "std")
 
 # Beyond plain names: slices such as train[:100] would depend on how many records there are, so that one
@@ -34,6 +34,7 @@ def _split_name(name: str | None) -> str | None:
 SplitName = Annotated[Word, AfterValidator(_split_name)]
 OptionalSplitName = Annotated[OptionalWord, AfterValidator(_split_name)]
 Template = Annotated[Text, AfterValidator(_checked_template)]
+Separator = Annotated[str, Field(max_length=100), AfterValidator(no_control_characters)]
 
 
 class DataSection(Section):
@@ -73,6 +74,9 @@ class DataSection(Section):
     labels: Words = Field(default=(), max_length=10_000, description="the label names, in the order of the class ids")
     target: OptionalWord = Field(
         default=None, description="the column of the text to write; absent = the text itself is learnt"
+    )
+    separator: Separator = Field(
+        default=" ", description="what stands between text and target; special tokens in front of it are not learnt"
     )
     max_length: int = Field(default=64, ge=1, le=1_000_000, description="tokens kept of a record, a public constant")
     target_length: Annotated[Count, Field(le=1_000_000)] = Field(

@@ -35,4 +35,6 @@ def _value(value: object) -> str:
             return json.dumps(value, ensure_ascii=False)
         case list() | tuple():
             return "[" + ", ".join(_value(item) for item in value) + "]"
+        case dict():
+            return "{ " + ", ".join(f"{key} = {_value(item)}" for key, item in value.items()) + " }"
     raise TypeError(f"no TOML for {type(value).__name__}")  # unreachable: sections hold only the above

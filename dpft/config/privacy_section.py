@@ -11,7 +11,8 @@ from dpft.config.base import Count, Positive, Section, wrong
 Clipping = Literal["flat", "auto-s"]
 """How one record's gradient is brought within the clip: cut where it is longer, or scaled to about the clip always."""
 
-_ONE_OF = (("epsilon", "noise_multiplier"), ("examples", "sample_rate"), ("epochs", "steps"))
+ONE_OF = (("epsilon", "noise_multiplier"), ("examples", "sample_rate"), ("epochs", "steps"))
+"""Fields of which a recipe has one."""
 
 
 class PrivacySection(Section):
@@ -45,7 +46,7 @@ class PrivacySection(Section):
 
     @model_validator(mode="after")
     def _exactly_one_of_each_pair(self) -> Self:
-        for one, other in _ONE_OF:
+        for one, other in ONE_OF:
             given = [name for name in (one, other) if getattr(self, name) is not None]
             if len(given) != 1:
                 found = "both; leave one out" if given else "neither; set one"

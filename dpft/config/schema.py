@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from dpft.config.base import Count, OptionalWord, Positive, Section, Word, wrong
 from dpft.config.cache_section import CacheSection
 from dpft.config.data_section import DataSection
+from dpft.config.expected_section import ExpectedSection
 from dpft.config.generate_section import GenerateSection
 from dpft.config.method_section import BesideSection, MethodSection, with_preset
 from dpft.config.optimizer_section import OptimizerSection
@@ -106,6 +107,9 @@ class Recipe(Section):
     public: PublicSection | None = Field(
         default=None, description="declared public records for a method that looks at some; absent = none"
     )
+    expected: ExpectedSection | None = Field(
+        default=None, description="published figures of such a run, to stand beside its own; absent = none"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -145,6 +149,10 @@ class Recipe(Section):
     def _what_is_kept_is_the_same_at_every_step(self) -> Self:
         if self.cache is not None and self.model.dropout:
             raise wrong("cache", "with model.dropout = true no output stays the same between steps; leave one out")
+        if self.cache is not None and self.data.task in ("token-classification", *LANGUAGE_TASKS):
+            raise wrong(
+                "cache", f'not for data.task = "{self.data.task}", which reads every token; leave the table out'
+            )
         return self
 
     @model_validator(mode="after")
@@ -157,6 +165,13 @@ class Recipe(Section):
             )
         if self.start is not None and self.start.prunes and self.method.name != "dsee":
             raise wrong("start.prune", "only the method dsee keeps masks over frozen weights; leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _nothing_is_charged_without_privacy(self) -> Self:
+        if not self.privacy.enabled and (self.ledger is not None or self.method.model_dump().get("mask_steps")):
+            field = "ledger" if self.ledger is not None else "method.mask_steps"
+            raise wrong(field, "a run without privacy (privacy.enabled = false) charges nothing; leave it out")
         return self
 
     @model_validator(mode="after")

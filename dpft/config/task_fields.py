@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from dpft.config.base import wrong
 
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 Task = Literal["classification", "multilabel", "regression", "token-classification", "causal-lm", "seq2seq"]
 
+TASKS: tuple[Task, ...] = get_args(Task)
 LANGUAGE_TASKS = ("causal-lm", "seq2seq")
 """Tasks whose model writes text; all others have a linear head."""
 
@@ -20,10 +21,10 @@ _LEAST_LABELS = {"classification": 2, "multilabel": 1, "token-classification": 2
 def unused_by(task: Task, target: str | None) -> tuple[str, ...]:
     """Fields of a text's table that say nothing in this task."""
     if task == "causal-lm":
-        return ("label", "labels", "text_pair", *(() if target else ("target_length",)))
+        return ("label", "labels", "text_pair", *(() if target else ("target_length", "separator", "linearise")))
     if task == "seq2seq":
-        return ("label", "labels")
-    of_language = ("target", "target_length", "linearise")
+        return ("label", "labels", "separator")
+    of_language = ("target", "target_length", "separator", "linearise")
     if task == "regression":
         return ("labels", *of_language)
     return ("text_pair", "template", *of_language) if task == "token-classification" else of_language

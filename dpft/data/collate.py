@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from dpft.data.tokenise import Example
+from dpft.config.task_fields import LANGUAGE_TASKS, Task
+from dpft.data.tokenise import NOT_LEARNT, Example
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+Side = Literal["left", "right"]
 
 
 @dataclass(frozen=True)
@@ -24,36 +27,52 @@ class Collator:
     """
 
     pad_token_id: int
-    padding_side: Literal["left", "right"] = "right"
+    padding_side: Side = "right"
     model_input_names: tuple[str, ...] = ("input_ids", "attention_mask")
+    task: Task = "classification"
+    labels_each: int = 1  # numbers in a multilabel example's label
 
     @classmethod
-    def for_tokenizer(cls, tokenizer: Any) -> Self:
+    def for_tokenizer(cls, tokenizer: Any, task: Task = "classification", labels_each: int = 1) -> Self:
         """The collator that fits a tokenizer; one without a padding token pads with its end token, else 0."""
         ids = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
         pad = next(token_id for token_id in ids if token_id is not None)
-        return cls(pad, tokenizer.padding_side, tuple(tokenizer.model_input_names))
+        names = [n for n in tokenizer.model_input_names if n != "token_type_ids" or task not in LANGUAGE_TASKS]
+        return cls(pad, tokenizer.padding_side, tuple(names), task, labels_each)
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Tensor]:
         """int64 tensors: input_ids, attention_mask and, for models that take them, token_type_ids, all
-        ``[B, T]``; labels ``[B]``. An empty list, which Poisson sampling does draw, gives B = 0 and T = 1."""
+        ``[B, T]``; and :meth:`labels`. An empty list, which Poisson sampling does draw, gives B = 0 and T = 1."""
         import torch
 
         ids = [example["input_ids"] for example in examples]
         columns = {
-            "input_ids": self._padded(ids, self.pad_token_id),
-            "attention_mask": self._padded([np.ones(len(row), dtype=np.int32) for row in ids], 0),
-            "labels": np.array([example["label"] for example in examples], dtype=np.int64),
+            "input_ids": _padded(ids, self.pad_token_id, self.padding_side),
+            "attention_mask": _padded([np.ones(len(row), dtype=np.int32) for row in ids], 0, self.padding_side),
         }
         if "token_type_ids" in self.model_input_names:
             types = [e["token_type_ids"] if "token_type_ids" in e else np.zeros_like(e["input_ids"]) for e in examples]
-            columns["token_type_ids"] = self._padded(types, 0)
-        return {name: torch.from_numpy(column) for name, column in columns.items()}
+            columns["token_type_ids"] = _padded(types, 0, self.padding_side)
+        return {**{name: torch.from_numpy(column) for name, column in columns.items()}, "labels": self.labels(examples)}
 
-    def _padded(self, rows: Sequence[NDArray[np.int32]], value: int) -> NDArray[np.int64]:
-        T = max((len(row) for row in rows), default=1)
-        padded = np.full((len(rows), T), value, dtype=np.int64)
-        for row, target in zip(rows, padded, strict=True):
-            place = slice(T - len(row), T) if self.padding_side == "left" else slice(0, len(row))
-            target[place] = row
-        return padded
+    def labels(self, examples: Sequence[Any]) -> Tensor:
+        """What is learnt: int64 [B] class ids; float32 [B] numbers, or [B, K] of 0 and 1; int64 [B, T] ids of the
+        input's tokens, padded as these are; or [B, S] of the text to write, padded on the right."""
+        import torch
+
+        found = [example["label"] for example in examples]
+        if self.task in ("token-classification", "causal-lm", "seq2seq"):
+            side: Side = "right" if self.task == "seq2seq" else self.padding_side
+            return torch.from_numpy(_padded(found, NOT_LEARNT, side))
+        if self.task == "multilabel":
+            return torch.from_numpy(np.array(found, dtype=np.float32).reshape(len(found), self.labels_each))
+        return torch.from_numpy(np.array(found, dtype=np.float32 if self.task == "regression" else np.int64))
+
+
+def _padded(rows: Sequence[NDArray[np.int32]], value: int, side: Side) -> NDArray[np.int64]:
+    T = max((len(row) for row in rows), default=1)
+    padded = np.full((len(rows), T), value, dtype=np.int64)
+    for row, target in zip(rows, padded, strict=True):
+        place = slice(T - len(row), T) if side == "left" else slice(0, len(row))
+        target[place] = row
+    return padded

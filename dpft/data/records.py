@@ -1,4 +1,4 @@
-"""One record: its texts and its class, and what identifies it."""
+"""One record: its texts and what is learnt of them, and what identifies it."""
 
 from __future__ import annotations
 
@@ -10,18 +10,26 @@ from typing import Protocol
 from dpft.config.template import Piece, parse_template, uses_pair
 
 _KEY_DOMAIN = b"dpft record key v1"
+_GROUP_DOMAIN = b"dpft group key v1"
+
+Label = int | float | tuple[int, ...] | None
+"""A class id; a number; 0 or 1 for each label name; a class id for each word; or nothing, where a text is learnt."""
 
 
 class Keyed(Protocol):
-    """What the held-out split and the fingerprint see of a record, whatever it holds."""
+    """What the held-out split, the fingerprint and the units see of a record, whatever it holds."""
 
     @property
     def key(self) -> bytes:
-        """32 bytes that are a function of what the record holds, its label apart."""
+        """32 bytes that are a function of what the record holds, its label apart, or of its group alone."""
 
     @property
-    def label(self) -> int:
-        """The class id."""
+    def label(self) -> Label:
+        """What a head learns of it."""
+
+    @property
+    def group(self) -> str | None:
+        """What rows of one unit have in common; None where each is one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,25 +41,29 @@ class Record:
 
     text: str
     text_pair: str | None
-    label: int  # class id, 0..k-1
+    label: Label
+    target: str | None = None  # the text to write
+    group: str | None = None
 
     def __repr__(self) -> str:
         return "Record(...)"
 
     @property
     def key(self) -> bytes:
-        """What identifies the record: :func:`record_key`."""
-        return record_key(self)
+        """What identifies the record: :func:`record_key`; of a row in a group, what identifies the group."""
+        if self.group is None:
+            return record_key(self)
+        return hashlib.sha256(_GROUP_DOMAIN + self.group.encode("utf-8")).digest()
 
 
 def record_key(record: Record) -> bytes:
     """32 bytes that identify a record by its texts alone: two records with the same texts share it.
 
-    SHA-256 of a domain name and each text behind its own length, so that no two different pairs of
-    texts have one encoding; an absent second text differs from an empty one.
+    SHA-256 of a domain name and each text behind its own length, so that no two different lists of
+    texts have one encoding; an absent second text differs from an empty one. A target is only there where one is set.
     """
     digest = hashlib.sha256(_KEY_DOMAIN)
-    for text in (record.text, record.text_pair):
+    for text in (record.text, record.text_pair, *(() if record.target is None else (record.target,))):
         if text is None:
             digest.update(b"\x00")
         else:

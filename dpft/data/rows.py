@@ -3,31 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import Literal
 
 from dpft.config import DataSection
+from dpft.config.task_fields import LANGUAGE_TASKS
+from dpft.data.label_values import LabelIds, label_of
+from dpft.data.linearise import linearise
 from dpft.data.records import Record
+from dpft.data.row import MAX_CHARACTERS, Row, text_of, value_of, words_of
 from dpft.errors import InputError
 
-MAX_CHARACTERS = 131_072
-"""The longest text taken from one record (and the csv module's own limit); far beyond any ``max_length``."""
+__all__ = ["MAX_CHARACTERS", "LabelIds", "Row", "check_columns", "group_of", "read_records", "wanted_columns"]
 
 _HARMLESS_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
-_BROKEN = re.compile("[\\0\\ud800-\\udfff]")
-_NUMBER = re.compile(r"[+-]?\d+")
 _MAX_NAMES = 20
-
-
-class Row(NamedTuple):
-    """One row as a source gives it."""
-
-    place: str  # "row 3 of reviews.csv": counted from 1, header not counted
-    values: Mapping[str, object]
-    folder: Path | None = None  # of the file it stands in; None where there is none
 
 
 def read_records(rows: Iterable[Row], section: DataSection) -> tuple[Record, ...]:
@@ -45,77 +35,54 @@ def check_columns(found: Iterable[str], section: DataSection, where: str) -> Non
 
 
 def wanted_columns(section: DataSection) -> dict[str, str]:
-    """The recipe's columns by field name: image, or text and text_pair where set; label."""
-    texts = {"text": section.text, "text_pair": section.text_pair}
-    columns = {**({"image": section.image} if section.images else texts), "label": section.label}
+    """The recipe's columns by field name: image, or text and text_pair; label or target; group; each where set."""
+    shown = {"image": section.image} if section.images else {"text": section.text, "text_pair": section.text_pair}
+    learnt = {"target": section.target} if section.task in LANGUAGE_TASKS else {"label": section.label}
+    columns = {**shown, **learnt, "group": section.group}
     return {field: name for field, name in columns.items() if name is not None}
 
 
-@dataclass(frozen=True)
-class LabelIds:
-    """Class ids from what a label column holds: a name, or an id 0..k-1 as a number or in digits.
-
-    Where any of the names is itself a whole number (``["1", "2", "3"]``), values are read as names only,
-    so that a 1 can't mean two classes.
-    """
-
-    labels: tuple[str, ...]
-
-    def find(self, value: object) -> int | None:
-        """The class id, or None for what is neither a name nor an id."""
-        if isinstance(value, bool) or not isinstance(value, (str, int)):
-            return None
-        name = str(value) if isinstance(value, str) or abs(value) < 2**63 else ""
-        if name in self.labels:
-            return self.labels.index(name)
-        if name in self._ids:
-            return int(name)
+def group_of(row: Row, section: DataSection) -> str | None:
+    """What the row's unit is called; None where each row is a unit."""
+    if section.group is None:
         return None
-
-    @cached_property
-    def _ids(self) -> tuple[str, ...]:
-        if any(_NUMBER.fullmatch(label) for label in self.labels):
-            return ()
-        return tuple(str(i) for i in range(len(self.labels)))
+    value = value_of(row, "group", section.group)
+    if isinstance(value, list):  # a meaning representation, say
+        value = repr(value)
+    if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
+        raise InputError(
+            f'{row.place}: column "{section.group}" (data.group) is empty or neither text nor a whole number; a row '
+            "without a unit can't be protected as one: correct or remove it."
+        )
+    return str(value)
 
 
 def _record(row: Row, section: DataSection, labels: LabelIds) -> Record:
-    text = _text(row, "text", section.text)
-    pair = None if section.text_pair is None else _text(row, "text_pair", section.text_pair)
-    return Record(text, pair, label_of(row, section, labels))
+    text = _input(row, section)
+    pair = None if section.text_pair is None else text_of(row, "text_pair", section.text_pair)
+    target = None if section.target is None else text_of(row, "target", section.target)
+    label = None if section.task in LANGUAGE_TASKS else label_of(row, section, labels, text)
+    return Record(text, pair, label, target, group_of(row, section))
 
 
-def label_of(row: Row, section: DataSection, labels: LabelIds) -> int:
-    """The class id of a row; InputError without the value, which is private."""
-    label = labels.find(value_of(row, "label", section.label))
-    if label is None:
-        rest = ", ..." if len(section.labels) > _MAX_NAMES else ""
-        expected = ", ".join(section.labels[:_MAX_NAMES]) + rest
+def _input(row: Row, section: DataSection) -> str:
+    """The first text: as it stands, written out of a meaning representation, or words joined by spaces."""
+    if section.linearise is not None:
+        written = _linearised(section.linearise, value_of(row, "text", section.text))
+        if written is not None:
+            return written
         raise InputError(
-            f"{row.place}: the label is none of data.labels ({expected}) and no class id; "
-            "correct the row or data.labels."
+            f'{row.place}: column "{section.text}" (data.text) is no meaning representation of the kind '
+            f'"{section.linearise}"; correct or remove the row.'
         )
-    return label
+    return words_of(row, section) if section.task == "token-classification" else text_of(row, "text", section.text)
 
 
-def value_of(row: Row, field: str, name: str) -> object:
-    """What the column ``name`` holds, which the recipe's ``field`` asks for."""
-    if name not in row.values:
-        raise InputError(f'{row.place} has no value for data.{field} = "{name}"; add it or remove the row.')
-    return row.values[name]
-
-
-def _text(row: Row, field: str, name: str) -> str:
-    value = value_of(row, field, name)
-    if not isinstance(value, str) or not value.strip():
-        fault = "is empty" if value is None or value == "" or isinstance(value, str) else "is not text"
-    elif len(value) > MAX_CHARACTERS:
-        fault = f"is longer than {MAX_CHARACTERS:,} characters"
-    elif _BROKEN.search(value):
-        fault = "is not valid Unicode text (a NUL or a lone surrogate)"
-    else:
-        return value
-    raise InputError(f'{row.place}: column "{name}" (data.{field}) {fault}; correct or remove the row.')
+def _linearised(kind: Literal["e2e", "dart"], value: object) -> str | None:
+    try:
+        return linearise(kind, value)
+    except ValueError:  # its text quotes the record
+        return None
 
 
 def _listed(names: tuple[str, ...]) -> str:

@@ -18,9 +18,10 @@ from dpft.engine.keystream import Keystream, Words
 from dpft.engine.microbatch import Collate, Length, LogicalBatch, token_length
 from dpft.engine.noise import GriddedGaussian
 from dpft.engine.plan import Plan
-from dpft.engine.preflight import preflight, synthetic_like
+from dpft.engine.preflight import preflight
 from dpft.engine.sampler import poisson_sample
 from dpft.engine.scaling import PrivatisedScale
+from dpft.engine.synthetic import like_one_record
 from dpft.errors import InputError, PrivacyError
 from dpft.per_sample.batches import to_device
 from dpft.per_sample.oracle import Loss
@@ -107,7 +108,8 @@ class PrivateEngine(AbstractContextManager["PrivateEngine"]):
         return self._ledger.spent(self.plan.delta)
 
     def preflight(self, batch: Any) -> None:
-        """Prove on a synthetic batch that gradients are per example. ``batches`` does it where you don't."""
+        """Prove on a synthetic batch that gradients are per example. ``batches`` does it where you don't, on a batch
+        made like the first record: of its shape, the second example shorter."""
         self._sums.uses = preflight(self.model, self._loss, to_device(batch, self._sums.device), self._sums.compute)
 
     def batches(
@@ -130,7 +132,7 @@ class PrivateEngine(AbstractContextManager["PrivateEngine"]):
                 "Nothing was changed."
             )
         if records and self._sums.uses is None:
-            self.preflight(synthetic_like(collate([dataset[0]])))
+            self.preflight(like_one_record(dataset[0], collate, self.model))
         while self._run.remaining > 0:
             self._run.reserve(1)
             drawn = poisson_sample(records, self.plan.sample_rate, self._words)

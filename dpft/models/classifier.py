@@ -23,6 +23,9 @@ class Classifier(nn.Module, ABC):
     does not depend on a random draw.
     """
 
+    trained_in_full: tuple[str, ...] = ("head",)
+    """Modules that train with every method: the head starts at zero."""
+
     def __init__(self, encoder: nn.Module, labels: int, pooling: Pooling, feature_norm: float | None) -> None:
         super().__init__()
         if getattr(encoder, "pooler", None) is not None:
@@ -71,6 +74,14 @@ class TextClassifier(Classifier):
         return self.scaled(pooled)
 
 
+class TokenClassifier(Classifier):
+    """Logits [B, T, K] from token ids [B, T]: the head reads each token's last hidden state."""
+
+    def features(self, input_ids: Tensor, attention_mask: Tensor, **inputs: Tensor) -> Tensor:
+        hidden: Tensor = self.encoder(input_ids=input_ids, attention_mask=attention_mask, **inputs).last_hidden_state
+        return self.scaled(hidden)
+
+
 class ImageClassifier(Classifier):
     """Logits [B, K] from pixel values [B, C, H, W] and an encoder of the ViT kind.
 
@@ -90,14 +101,6 @@ def classifier(encoder: nn.Module, labels: int, pooling: Pooling, feature_norm: 
     if pooling == "last":
         raise InputError('Expected model.pooling="cls" or "mean" with a model that reads images.')
     return ImageClassifier(encoder, labels, pooling, feature_norm)
-
-
-@torch.no_grad()
-def predictions(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    """Most likely class of each example, [B]."""
-    inputs = {name: t for name, t in batch.items() if name != "labels"}
-    logits: Tensor = model(**inputs)
-    return logits.argmax(dim=-1)
 
 
 def _width(encoder: nn.Module) -> int:

@@ -20,6 +20,9 @@ from dpft.errors import InputError
 START = "config:"
 """What a ``model.source`` of this kind begins with; the rest is the configuration's file."""
 
+# Fields that transformers reads from a configuration of any kind without listing them.
+_TAKEN = {"decoder_start_token_id"}
+
 
 @dataclass(frozen=True)
 class Drawn:
@@ -28,15 +31,16 @@ class Drawn:
     config: Mapping[str, Any]
     seed: int
 
-    def build(self, attention: str | None = None) -> Any:
-        """The encoder (no task head), float32, in eval mode. The random state of the process stays as it is."""
-        from transformers import AutoModel
+    def build(self, attention: str | None = None, auto: str = "AutoModel") -> Any:
+        """The encoder (no task head), or what another of transformers' auto classes makes of the configuration;
+        float32, in eval mode. The random state of the process stays as it is."""
+        import transformers
 
         config = checked(self.config)
         options = {"attn_implementation": attention} if attention else {}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            return AutoModel.from_config(config, dtype=torch.float32, **options).eval()
+            return getattr(transformers, auto).from_config(config, dtype=torch.float32, **options).eval()
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -60,7 +64,7 @@ def checked(values: Any) -> Any:
     fields = {name: value for name, value in values.items() if name != "model_type"}
     try:
         known = AutoConfig.for_model(values["model_type"]).to_dict()
-        unknown = sorted(fields.keys() - known.keys())
+        unknown = sorted(fields.keys() - known.keys() - _TAKEN)
         if not unknown:
             return AutoConfig.for_model(values["model_type"], **fields)
     except Exception as error:  # no closed list: each model type checks its fields in its own way

