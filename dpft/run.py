@@ -99,7 +99,7 @@ def run(recipe: Recipe, folder: Path, *, resume: bool = False, watch: Watch | No
     )
     noised = rest if recipe.privacy.enabled else replace(rest, noise_multiplier=0.0)
     optimizer = build_optimizer(recipe.optimizer, model, model.head, noised)
-    scale = build_scale(recipe.optimizer, model, rest)
+    scale = build_scale(recipe.optimizer, model, noised)
     average = Average(recipe.optimizer, trainable(model), rest.steps)
     cache = _cached(recipe, task, model, private / "cache", compute) if recipe.cache else None
     training = cache or task
