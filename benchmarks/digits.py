@@ -103,7 +103,7 @@ def ordinary(recipe: Recipe) -> float:
 def private(recipe: Recipe) -> float:
     """The run itself, in a folder that goes again."""
     with tempfile.TemporaryDirectory() as folder:
-        score = run(recipe, Path(folder) / "run").heldout_accuracy
+        score = run(recipe, Path(folder) / "run").scores["accuracy"]
     assert score is not None
     return score
 

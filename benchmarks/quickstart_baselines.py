@@ -77,7 +77,7 @@ def majority(records: Records) -> float:
 def private_run(records: Records, seed: int) -> float:
     """The real thing, with fresh noise, into a folder that is thrown away."""
     with tempfile.TemporaryDirectory() as folder:
-        score = run(_seeded(records.recipe, seed), Path(folder) / "run").heldout_accuracy
+        score = run(_seeded(records.recipe, seed), Path(folder) / "run").scores["accuracy"]
     assert score is not None  # main asked for public held-out records
     return score
 

@@ -109,7 +109,7 @@ def trained(form: str, lr: float, options: Namespace) -> Trained:
 def private_run(recipe: Recipe) -> tuple[float, Classifier]:
     """Accuracy and the model of a private training, with fresh noise, whose folder is thrown away."""
     with tempfile.TemporaryDirectory() as name:
-        score = run(recipe, Path(name) / "run").heldout_accuracy
+        score = run(recipe, Path(name) / "run").scores["accuracy"]
         assert score is not None  # the reviews are public
         return score, load(Path(name) / "run" / "adapter")
 

@@ -2,7 +2,7 @@
 
     adapter_model.safetensors  what trained, under the names that HF peft gives it
     adapter_config.json        HF peft's configuration: PeftModel.from_pretrained reads both
-    head.safetensors           the linear head (dpft's classifier only)
+    head.safetensors           the linear head, where the task has one
     dpft.json                  the base model's public name, pooling, labels; read by dpft.load
 
 LoRA, IA3 and Norms load in peft as they are, every other method after ``import dpft``. Only declared trainable
@@ -21,12 +21,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from dpft.config.task_fields import LANGUAGE_TASKS, TASKS, Task
 from dpft.errors import InputError
 from dpft.files import read_json, write_atomic, write_json
 from dpft.interop.peft_format import adapter_config, adapter_tensors, check, restore
-from dpft.models.classifier import Classifier, classifier
+from dpft.models.build import TaskModel, task_model
 from dpft.models.drawn import Drawn, checked, frozen_digest
-from dpft.models.source import ModelSource, load_encoder, resolve
+from dpft.models.source import ModelSource, resolve
 from dpft.peft.attach import attach
 from dpft.peft.method import Method, Public
 from dpft.peft.registry import method_from, section_of
@@ -56,33 +57,42 @@ def save_adapter(
     write_json(folder / "adapter_config.json", config)
 
 
-def save_classifier(
-    model: Classifier,
+def save_model(
+    model: TaskModel,
     method: Method,
     folder: Path,
     *,
     base: str,
     revision: str | None,
     labels: tuple[str, ...],
+    task: Task = "classification",
+    private: bool = True,
+    tokenizer: str | None = None,
     drawn: Drawn | None = None,
     inputs: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a trained classifier: a peft adapter of its encoder, its head, and how they fit together.
+    """Write a trained model: a peft adapter of its encoder, its head if it got one, and how they fit together.
 
     ``drawn`` makes an encoder again that had no pretrained weights; ``inputs`` says how records became the model's
     inputs, in constants of the recipe."""
     save_adapter(model.encoder, method, folder, base=base, revision=revision)
     head = {name: p.detach().cpu().contiguous() for name, p in model.head.named_parameters()}
-    write_atomic(folder / "head.safetensors", save(head))
+    if head:
+        write_atomic(folder / "head.safetensors", save(head))
+    if not private:
+        write_atomic(folder / "NOT-PRIVATE", b"Trained without privacy: these weights may hold single records.\n")
     write_json(
         folder / "dpft.json",
         {
             "format": _FORMAT,
             "base": base,
             "revision": revision,
+            "task": task,
+            "private": private,
+            **({"tokenizer": tokenizer} if tokenizer else {}),
             "labels": list(labels),
-            "pooling": model.pooling,
-            "feature_norm": model.feature_norm,
+            "pooling": getattr(model, "pooling", None),
+            "feature_norm": getattr(model, "feature_norm", None),
             "method": section_of(method.stored),
             **(inputs or {}),
             **({"drawn": _drawn_facts(model, drawn)} if drawn else {}),
@@ -90,8 +100,8 @@ def save_classifier(
     )
 
 
-def load(folder: str | Path, *, base: str | None = None) -> Classifier:
-    """The trained classifier that a run left in its ``adapter/`` folder, in eval mode.
+def load(folder: str | Path, *, base: str | None = None) -> TaskModel:
+    """The trained model that a run left in its ``adapter/`` folder, in eval mode.
 
     ``base`` names the base model where the adapter came from a local folder. Errors: :class:`InputError` for
     a damaged or foreign folder; tensors must have exactly the names and shapes that the method creates."""
@@ -99,26 +109,27 @@ def load(folder: str | Path, *, base: str | None = None) -> Classifier:
     meta = read_json(folder / "dpft.json")
     try:
         method = method_from(meta["method"])
-        labels, pooling, norm = len(meta["labels"]), meta["pooling"], meta["feature_norm"]
-        sound = (
-            meta["format"] == _FORMAT and pooling in ("cls", "mean", "last") and (norm is None or 0 < norm < math.inf)
-        )
+        task, pooling, norm = meta.get("task", "classification"), meta["pooling"], meta["feature_norm"]
+        outputs = max(1, len(meta["labels"]))
+        known = pooling is None if task in LANGUAGE_TASKS else task in TASKS and pooling in ("cls", "mean", "last")
+        sound = meta["format"] == _FORMAT and known and (norm is None or 0 < norm < math.inf)
         source = base_source(meta, base)
     except (KeyError, TypeError):
         sound = False
     if not sound:
         raise InputError("dpft.json is damaged, or of another version: expected it as this dpft writes it.")
-    model = classifier(load_encoder(source), labels, pooling, norm)
-    attach(model, method, train=("head",), public=Public())
+    model = task_model(task, source, outputs=outputs, pooling=pooling, feature_norm=norm)
+    attach(model, method, train=model.trained_in_full, public=Public())
     fill(model, method, folder, meta)
     return model
 
 
-def fill(model: Classifier, method: Method, folder: Path, meta: Mapping[str, Any]) -> None:
-    """Put the tensors of an adapter's folder into a classifier that ``method`` was attached to; ``meta`` is its
+def fill(model: TaskModel, method: Method, folder: Path, meta: Mapping[str, Any]) -> None:
+    """Put the tensors of an adapter's folder into a model that ``method`` was attached to; ``meta`` is its
     dpft.json. Raises :class:`InputError` where they do not fit."""
     restore(model.encoder, method, _read(folder / "adapter_model.safetensors"))
-    head, linear = _read(folder / "head.safetensors"), dict(model.head.named_parameters())
+    linear = dict(model.head.named_parameters())
+    head = _read(folder / "head.safetensors") if linear else {}
     check(head, linear)
     for name, parameter in linear.items():
         parameter.data.copy_(head[name])
@@ -149,7 +160,7 @@ def base_source(meta: Mapping[str, Any], base: str | None = None) -> ModelSource
     return resolve(base or name, meta["revision"])
 
 
-def _drawn_facts(model: Classifier, drawn: Drawn) -> dict[str, Any]:
+def _drawn_facts(model: TaskModel, drawn: Drawn) -> dict[str, Any]:
     return {"config": dict(drawn.config), "seed": drawn.seed, "frozen_sha256": frozen_digest(model)}
 
 

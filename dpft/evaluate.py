@@ -1,10 +1,10 @@
 """How well a model does on records that did not train. Computed without noise: public only if those records are.
 
-    classification         accuracy
-    multilabel             share of labels that are right; F1 over all labels together
-    regression             root mean squared error; correlation (Pearson)
-    token-classification   accuracy over tagged words; F1, the mean over tags
-    causal-lm, seq2seq     perplexity: exp of the mean over records of their mean loss a token
+classification         accuracy
+multilabel             share of labels that are right; F1 over all labels together
+regression             root mean squared error; correlation (Pearson)
+token-classification   accuracy over tagged words; F1, the mean over tags
+causal-lm, seq2seq     perplexity: exp of the mean over records of their mean loss a token
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def _numbers(outputs: Tensor, labels: Tensor) -> dict[str, float]:
 
 def _tags(logits: Tensor, labels: Tensor) -> dict[str, float]:
     found = logits.argmax(dim=-1)
-    each = [_f1(found == tag, labels == tag) for tag in labels.unique()]
+    each = [_f1(found == tag, labels == tag) for tag in sorted(set(labels.tolist()))]
     return {**_classes(logits, labels), "F1, mean over tags": sum(each) / len(each) if each else 0.0}
 
 

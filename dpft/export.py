@@ -27,7 +27,7 @@ from dpft.errors import InputError
 from dpft.files import read_json, sync_folder, write_atomic
 from dpft.interop.peft_format import left_out
 from dpft.interop.register import PEFT_TYPE
-from dpft.models.source import ModelSource, load_encoder, load_tokenizer, quiet
+from dpft.models.source import ModelSource, load_encoder, load_tokenizer, quiet, resolve
 from dpft.peft.inject import replace_module
 from dpft.peft.merge import merge
 from dpft.peft.pattern import lost_by_merging
@@ -36,9 +36,10 @@ from dpft.peft.pruned import packed
 from dpft.peft.registry import METHODS, method_from
 from dpft.quantise import loading_int8, save_int8
 from dpft.report.write import figure
-from dpft.usage import Texts, usage
+from dpft.usage import AUTO, usage
 
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "head.safetensors", "dpft.json")
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "dpft.json")
+SOME_FILES = ("head.safetensors", "NOT-PRIVATE")  # where the task got a head; where nothing is promised
 
 
 @dataclass(frozen=True)
@@ -138,6 +139,9 @@ def _write_adapter(found: Trained, part: Path) -> str:
         if not (found.adapter / name).is_file():
             raise InputError(f"{name} is missing in {found.adapter}; expected an adapter as dpft run writes it.")
         shutil.copyfile(found.adapter / name, part / name)
+    for name in SOME_FILES:
+        if (found.adapter / name).is_file():
+            shutil.copyfile(found.adapter / name, part / name)
     return _readme(found, _load_adapter(found, read_json(part / "adapter_config.json")))
 
 
@@ -150,6 +154,8 @@ def _write_merged(
             f"The method {name!r} computes what the base model's own layers can't, so it has no merged form"
             + (", which pruning needs." if pruning else "; leave --merge out.")
         )
+    if int8 and found.meta.get("task") in AUTO:
+        raise InputError("--int8 is for classifiers; of a language model leave it out.")
     source, words = base_source(found.meta, base), usage(found.meta, found.run)
     model = load(found.adapter, base=base)
     if pruning:
@@ -157,20 +163,24 @@ def _write_merged(
     if keep_pattern and (lost := lost_by_merging(model)):
         found = replace(found, changed=(_kept_pattern(lost),))
     encoder: Any = merge(model, keep_pattern=keep_pattern).encoder
-    for unused in left_out(encoder):  # or transformers would fill its place with random weights, and say so
-        replace_module(encoder, unused, load_encoder(source).get_submodule(unused))
-    labels = found.meta["labels"]
-    encoder.config.id2label = dict(enumerate(labels))
-    encoder.config.label2id = {label: i for i, label in enumerate(labels)}
+    if model.trained_in_full:
+        for unused in left_out(encoder):  # or transformers would fill its place with random weights, and say so
+            replace_module(encoder, unused, load_encoder(source).get_submodule(unused))
+        labels = found.meta["labels"] or ["value"]
+        encoder.config.id2label = dict(enumerate(labels))
+        encoder.config.label2id = {label: i for i, label in enumerate(labels)}
     if int8:
         save_int8(encoder, part)
         found = replace(found, changed=(*found.changed, _INT8))
     else:
         with quiet():
             encoder.save_pretrained(part)
-    if isinstance(words, Texts):
-        _write_tokenizer(source, part)
-    write_atomic(part / "head.safetensors", save({n: p.detach() for n, p in model.head.named_parameters()}))
+    if words.tokens:
+        _write_tokenizer(_tokenizer_source(found.meta, source, base), part)
+    if head := {n: p.detach() for n, p in model.head.named_parameters()}:
+        write_atomic(part / "head.safetensors", save(head))
+    if found.mark:
+        write_atomic(part / "NOT-PRIVATE", f"{found.mark}\n".encode())
     code = loading_int8(words.code()) if int8 else words.code()
     return found, _readme(found, f"## Loading\n\n```python\n{code}\n```\n")
 
@@ -188,6 +198,19 @@ def _kept_pattern(lost: dict[str, float]) -> str:
         f"what was dropped a layer's weight differs by up to {lost[worst]:.2%} of its norm "
         f"({worst.removeprefix('encoder.')})"
     )
+
+
+def _tokenizer_source(meta: dict[str, Any], source: ModelSource, base: str | None) -> ModelSource:
+    """The base model's own tokenizer, or the one that the recipe named; a local one lies at ``base`` too."""
+    named = meta.get("tokenizer")
+    if named is None:
+        return source
+    if base is None and str(named).startswith("folder:"):
+        raise InputError(
+            f"The tokenizer came from the local folder {str(named).removeprefix('folder:')!r}, whose path is not "
+            "recorded; give it: --base."
+        )
+    return resolve(base if str(named).startswith("folder:") and base else str(named))
 
 
 def _write_tokenizer(source: ModelSource, part: Path) -> None:
@@ -225,7 +248,8 @@ def _facts(found: Trained) -> list[tuple[str, str]]:
     facts = [
         ("method", meta["method"]["name"] + (f" ({fields})" if fields else "")),
         ("base model", meta["base"] + at),
-        ("labels", ", ".join(meta["labels"])),
+        *([("labels", ", ".join(meta["labels"]))] if meta["labels"] else []),
+        ("task", meta.get("task", "classification")),
         *([("pruned", found.pruned)] if found.pruned else []),
         *(("weights", change) for change in found.changed),
     ]
@@ -248,16 +272,18 @@ def _load_adapter(found: Trained, config: dict[str, Any]) -> str:
         return _DRAWN
     _, local, name = base.partition(":")
     where = f'"path/to/{name}"' if local else f'"{base}"' + (f', revision="{revision}"' if revision else "")
+    auto = AUTO.get(found.meta.get("task", ""), "AutoModel")
+    whole = "Model and adapter" if auto != "AutoModel" else "Encoder, pooling and head as one classifier"
     return f"""## Loading
 
 ```python
 {ours}from peft import PeftModel
-from transformers import AutoModel
+from transformers import {auto}
 
-encoder = PeftModel.from_pretrained(AutoModel.from_pretrained({where}), "path/to/this/folder").eval()
+encoder = PeftModel.from_pretrained({auto}.from_pretrained({where}), "path/to/this/folder").eval()
 ```
 
-Encoder, pooling and head as one classifier: `dpft.load("path/to/this/folder")`, with `base="path/to/model"` where
+{whole}: `dpft.load("path/to/this/folder")`, with `base="path/to/model"` where
 the base model is a local folder.
 """
 

@@ -6,7 +6,7 @@ among them goes on where it was, and steps whose gradient was lost stay charged.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,12 @@ from dpft.books import DataSetBooks
 from dpft.config import Recipe
 from dpft.data import public_id
 from dpft.data.fingerprint import same_records
+from dpft.data.units import by_unit
 from dpft.engine.checkpoint import Checkpoints
 from dpft.engine.mask_release import RUN, MaskEngine, plan_of_training
 from dpft.engine.plan import Plan
 from dpft.errors import TrainingError
-from dpft.models.classifier import Classifier
+from dpft.models.build import TaskModel
 from dpft.peft.method import Method
 from dpft.peft.registry import method_of
 from dpft.peft.sparse_adapter import SparseAdapter
@@ -47,7 +48,7 @@ def facts_of(recipe: Recipe, method: Method) -> dict[str, Any] | None:
 
 
 def choose_mask(
-    model: Classifier,
+    model: TaskModel,
     method: Method,
     recipe: Recipe,
     plan: Plan,
@@ -72,7 +73,7 @@ def choose_mask(
         model,
         method,
         plan,
-        loss=drawn_head_loss(model, recipe.seed),
+        loss=drawn_head_loss(model, task.loss, recipe.seed),
         ledger=folder / "ledger.jsonl",
         dataset=public_id(recipe.data),
         resume=resume,
@@ -87,7 +88,14 @@ def choose_mask(
         say(f"choosing the mask by {method.mask_steps} private steps")
         records = task.load().train
         same_records(folder / "private" / "fingerprint.json", records, resume)
-        _draw(engine, task.examples(records), task, Checkpoints(folder / "private" / "mask"), resume, stop)
+        _draw(
+            engine,
+            by_unit(records, task.examples(records)),
+            task,
+            Checkpoints(folder / "private" / "mask"),
+            resume,
+            stop,
+        )
     rest = engine.choose()
     keep(model, method, folder / "private")
     return rest
@@ -95,7 +103,7 @@ def choose_mask(
 
 def _draw(
     engine: MaskEngine,
-    examples: list[Any],
+    examples: Sequence[Any],
     task: Task,
     checkpoints: Checkpoints,
     resume: bool,

@@ -2,32 +2,37 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from dpft.adapter import save_classifier
+from dpft.adapter import save_model
+from dpft.average import Average, post_processing
 from dpft.books import DataSetBooks
 from dpft.cache.task import CachedTask
 from dpft.config import Recipe, dump_recipe
 from dpft.data import public_id
 from dpft.data.fingerprint import same_records
+from dpft.data.units import by_unit
+from dpft.declared import check_not_declared
 from dpft.engine.checkpoint import Checkpoints
 from dpft.engine.engine import PrivateEngine
+from dpft.engine.ordinary import OrdinaryEngine
 from dpft.engine.plan import Plan, plan_from
+from dpft.engine.scaling import PrivatisedScale
 from dpft.errors import InputError, PrivacyError, TrainingError
-from dpft.evaluate import accuracy
 from dpft.files import private_folder, read_json, sync_folder, write_atomic, write_json
+from dpft.heldout import Heldout
 from dpft.journal import private_stats
-from dpft.models.classifier import Classifier, classifier
-from dpft.models.losses import classification_loss
+from dpft.metrics import check_metrics
+from dpft.models.build import TaskModel, task_model
+from dpft.models.can_write import check_writing
 from dpft.models.precision import attention_for, compute_dtype
-from dpft.models.source import ModelSource, load_encoder, pinned, resolve
+from dpft.models.source import ModelSource, pinned, resolve
 from dpft.paid_mask import check_mask_steps, choose_mask, facts_of
 from dpft.peft.method import Method
 from dpft.peft.registry import method_of
@@ -37,7 +42,7 @@ from dpft.public import attach_informed, check_public
 from dpft.report.activations import activations_svg
 from dpft.report.statement import trained
 from dpft.report.write import PICTURE, write_report
-from dpft.schedule import build_optimizer, set_rates
+from dpft.schedule import build_optimizer, build_scale, set_rates
 from dpft.start import Start
 from dpft.task import Task, task_of
 
@@ -47,12 +52,12 @@ _NEEDED_BYTES = 200_000_000  # free disk space asked for before a run starts
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a finished run has to say. ``heldout_accuracy`` is None unless the held-out records are public."""
+    """What a finished run has to say. ``scores`` are those on held-out records, where these are public; else empty."""
 
     folder: Path
     plan: Plan
     statement: dict[str, Any]
-    heldout_accuracy: float | None
+    scores: Mapping[str, float | str]
     heldout_records: int | None
 
 
@@ -73,6 +78,7 @@ def run(recipe: Recipe, folder: Path, *, resume: bool = False, watch: Watch | No
     is put into ``folder/adapter`` before the last check has passed."""
     watch = watch or Watch()
     check_public(recipe)
+    check_not_declared(recipe)
     promised = _promise(recipe, folder, resume)
     check_mask_steps(recipe, promised)
     books = DataSetBooks(recipe.ledger, promised, folder, recipe.name) if recipe.ledger else None
@@ -91,27 +97,19 @@ def run(recipe: Recipe, folder: Path, *, resume: bool = False, watch: Watch | No
         method = start.apply(model, method, source)
     model.to(device)
     source = pinned(source, model.encoder)
-    task = task_of(recipe.data, source, model)
+    task = task_of(recipe.data, tokenizer_of(recipe, source), model, recipe.train.label_smoothing)
+    check_generate(recipe, model)
     private = private_folder(folder / "private")
     rest = choose_mask(
         model, method, recipe, promised, task, folder, compute, books, resume=resume, say=watch.say, stop=watch.stop
     )
-    optimizer = build_optimizer(recipe.optimizer, model, model.head)
+    noised = rest if recipe.privacy.enabled else replace(rest, noise_multiplier=0.0)
+    optimizer = build_optimizer(recipe.optimizer, model, model.head, noised)
+    scale = build_scale(recipe.optimizer, model, rest)
+    average = Average(recipe.optimizer, trainable(model), rest.steps)
     cache = _cached(recipe, task, model, private / "cache", compute) if recipe.cache else None
     training = cache or task
-    with PrivateEngine(
-        model,
-        optimizer,
-        rest,
-        loss=classification_loss,
-        ledger=folder / "ledger.jsonl",
-        dataset=public_id(recipe.data),
-        run=RUN,
-        resume=resume,
-        token_budget=recipe.train.token_budget,
-        compute=compute,
-        on_step=private_stats(private / "steps.jsonl"),
-    ) as engine:
+    with _engine(recipe, model, optimizer, rest, task, folder, compute, resume, scale) as engine:
         _write_facts(folder, recipe, promised, engine, source, books, start)
         watch.say("preflight: every gradient against one example at a time")
         engine.preflight(training.synthetic())
@@ -121,23 +119,25 @@ def run(recipe: Recipe, folder: Path, *, resume: bool = False, watch: Watch | No
         data = task.load()
         same_records(private / "fingerprint.json", data.train, resume or rest is not promised)
         examples = cache.examples(data.train, watch.say) if cache else task.examples(data.train)
-        checkpoints = Checkpoints(private)
+        checkpoints = Checkpoints(private, {**average.tensors, **(scale.tensors if scale else {})})
+        heldout = Heldout(recipe, task, data.heldout, compute)
+        before = heldout.before(model, watch.say)
         if resume:
             _restore(checkpoints, engine, watch)
-        _train(recipe, engine, examples, training, checkpoints, watch)
+        _train(recipe, engine, by_unit(data.train, examples), training, checkpoints, average, watch)
+        average.apply()
         model.eval()
-        heldout = task.examples(data.heldout)
-        budget = recipe.train.token_budget
-        score = accuracy(model, heldout, task.collate, budget, compute, cost(model, task.length)) if heldout else None
+        found = {**before, **heldout.after(model, watch.say)}
     if books:
         books.confirm()
-    public = recipe.evaluate.public
-    _record_score(folder, score, len(heldout), public=public)
+    heldout.record(folder, found)
+    heldout.samples(folder, model)
     _release(folder, model, method, recipe, source, task)
     made = write_report(folder)
     if cache:
         cache.finish()
-    return Outcome(folder, promised, made, score if public else None, len(heldout) if public else None)
+    public = recipe.evaluate.public
+    return Outcome(folder, promised, made, found if public else {}, len(heldout) if public else None)
 
 
 def build_model(
@@ -146,23 +146,72 @@ def build_model(
     attention: str | None = None,
     private: Path | None = None,
     resume: bool = False,
-) -> tuple[Classifier, Method]:
-    """The classifier with its method in place; everything else frozen and in eval mode unless dropout is asked for.
+) -> tuple[TaskModel, Method]:
+    """The task's model with its method in place; the rest frozen and in eval mode unless dropout is asked for.
 
-    The head trains with every method, since it starts at zero. ``private`` is where a run keeps what its method took
+    A new head trains with every method, since it starts at zero. ``private`` is where a run keeps what its method took
     from public records, and finds it on ``resume``."""
     method = method_of(recipe)
-    encoder = load_encoder(source, attention)
-    model = classifier(encoder, len(recipe.data.labels), recipe.model.pooling, recipe.model.feature_norm)
+    model = task_model(
+        recipe.data.task,
+        source,
+        outputs=recipe.data.outputs,
+        pooling=recipe.model.pooling,
+        feature_norm=recipe.model.feature_norm,
+        attention=attention,
+    )
     attach_informed(model, method, recipe, source, private, resume)
-    check_room(model, recipe.data.max_length)
+    check_room(model, recipe.data.tokens)
     return model.train(recipe.model.dropout), method
 
 
-def _cached(recipe: Recipe, task: Task, model: Classifier, folder: Path, compute: torch.dtype) -> CachedTask:
+def tokenizer_of(recipe: Recipe, source: ModelSource) -> ModelSource:
+    """Where the tokenizer comes from: the model, unless the recipe names another."""
+    return resolve(recipe.model.tokenizer) if recipe.model.tokenizer else source
+
+
+def check_generate(recipe: Recipe, model: TaskModel) -> None:
+    """Before any record is read: can the model write what [generate] asks for, and can that be scored?"""
+    if recipe.generate is not None:
+        check_metrics(recipe.generate.metrics)
+        check_writing(model.encoder, recipe.data.max_length, recipe.generate)
+
+
+def _engine(
+    recipe: Recipe,
+    model: TaskModel,
+    optimizer: torch.optim.Optimizer,
+    plan: Plan,
+    task: Task,
+    folder: Path,
+    compute: torch.dtype,
+    resume: bool,
+    scale: PrivatisedScale | None,
+) -> PrivateEngine | OrdinaryEngine:
+    """The private engine; or, where the recipe says so in as many words, the one without privacy."""
+    budget = recipe.train.token_budget
+    if not recipe.privacy.enabled:
+        return OrdinaryEngine(model, optimizer, plan, loss=task.loss, token_budget=budget, compute=compute)
+    return PrivateEngine(
+        model,
+        optimizer,
+        plan,
+        loss=task.loss,
+        ledger=folder / "ledger.jsonl",
+        dataset=public_id(recipe.data),
+        run=RUN,
+        resume=resume,
+        token_budget=budget,
+        compute=compute,
+        scale=scale,
+        on_step=private_stats(folder / "private" / "steps.jsonl"),
+    )
+
+
+def _cached(recipe: Recipe, task: Task, model: TaskModel, folder: Path, compute: torch.dtype) -> CachedTask:
     """The same task, whose training batches bring what the frozen part of ``model`` computes of them."""
     assert recipe.cache is not None  # the caller asks
-    return CachedTask(recipe.cache, task, model, classification_loss, folder, compute, recipe.train.token_budget)
+    return CachedTask(recipe.cache, task, model, task.loss, folder, compute, recipe.train.token_budget)
 
 
 def _promise(recipe: Recipe, folder: Path, resume: bool) -> Plan:
@@ -190,8 +239,7 @@ def _promise(recipe: Recipe, folder: Path, resume: bool) -> Plan:
     if not (folder / "plan.json").exists():  # stopped before its first step
         return plan_from(recipe.privacy, recipe.data.unit)
     kept = Plan.from_dict(read_json(folder / "plan.json")["plan"])
-    # The ledger vouches for mechanism, unit and budget; these two stand in the recipe alone.
-    if (kept.clip, kept.expected_batch_size) != (recipe.privacy.clip, recipe.privacy.expected_batch):
+    if not kept.follows(recipe.privacy):
         raise PrivacyError(f"plan.json in {folder} is not the plan of its recipe. Restore it, or start another folder.")
     return kept
 
@@ -200,7 +248,7 @@ def _write_facts(
     folder: Path,
     recipe: Recipe,
     promised: Plan,
-    engine: PrivateEngine,
+    engine: PrivateEngine | OrdinaryEngine,
     source: ModelSource,
     books: DataSetBooks | None,
     start: Start | None,
@@ -216,19 +264,24 @@ def _write_facts(
         "trained_parameters": trained(list(params), sum(p.numel() for p in params.values())),
         "noise_source": engine.noise_source,
         "noise_is_private": engine.noise_is_private,
+        "enabled": recipe.privacy.enabled,
         "heldout_public": recipe.evaluate.public,
         "data_set_run": books.run if books else None,
         "started_from": dict(start.facts) if start else None,
         "public_records": public_id(recipe.public) if recipe.public else None,
+        "post_processing": post_processing(recipe.optimizer),
         "mask": facts_of(recipe, method_of(recipe)),
     }
     write_json(folder / "plan.json", facts)
 
 
-def _restore(checkpoints: Checkpoints, engine: PrivateEngine, watch: Watch) -> None:
+def _restore(checkpoints: Checkpoints, engine: PrivateEngine | OrdinaryEngine, watch: Watch) -> None:
     at, remark = checkpoints.restore(engine.model, engine.optimizer)
     if remark:
         watch.say(remark)
+    if isinstance(engine, OrdinaryEngine):
+        engine.restored(at)
+        return
     if at == 0 and engine.steps_charged >= engine.plan.steps:
         raise TrainingError(
             "Every planned step is charged and no checkpoint is left, so there is nothing trained to release. "
@@ -239,10 +292,11 @@ def _restore(checkpoints: Checkpoints, engine: PrivateEngine, watch: Watch) -> N
 
 def _train(
     recipe: Recipe,
-    engine: PrivateEngine,
-    examples: list[Any],
+    engine: PrivateEngine | OrdinaryEngine,
+    examples: Sequence[Any],
     task: Task,
     checkpoints: Checkpoints,
+    average: Average,
     watch: Watch,
 ) -> None:
     """Every step that is still allowed. Interruption ends after a whole step, with a checkpoint."""
@@ -254,6 +308,7 @@ def _train(
         done = engine.steps_charged
         set_rates(engine.optimizer, recipe.optimizer, done - 1, steps)
         engine.step(batch)
+        average.update(done)
         watch.step(done, steps)
         stopping = watch.stop()
         if stopping or (every and done % every == 0) or done == steps:
@@ -263,29 +318,20 @@ def _train(
             raise TrainingError(f"Stopped after step {done} of {steps}, with a checkpoint; continue with --resume.")
 
 
-def _record_score(folder: Path, score: float | None, records: int, *, public: bool) -> None:
-    if score is None:
-        return
-    if public:
-        rows = [{"name": "accuracy on held-out records", "value": round(score, 4)}]
-        rows.append({"name": "held-out records", "value": records})
-        # Written whole: a run resumed after its last step comes here again.
-        write_atomic(folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
-    else:
-        write_json(folder / "private" / "evaluation.json", {"accuracy": score, "records": records}, private=True)
-
-
-def _release(folder: Path, model: Classifier, method: Method, recipe: Recipe, source: ModelSource, task: Task) -> None:
+def _release(folder: Path, model: TaskModel, method: Method, recipe: Recipe, source: ModelSource, task: Task) -> None:
     """Write the adapter beside its place and rename it in, so that it is there whole or not at all."""
     part = folder / "adapter.part"
     shutil.rmtree(part, ignore_errors=True)
-    save_classifier(
+    save_model(
         model,
         method,
         part,
         base=source.public_name,
         revision=source.revision,
+        task=recipe.data.task,
         labels=recipe.data.labels,
+        private=recipe.privacy.enabled,
+        tokenizer=tokenizer_of(recipe, source).public_name if recipe.model.tokenizer else None,
         drawn=source.drawn,
         inputs=task.inputs(),
     )

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from dpft.config import Recipe
+from dpft.data.origin import origin_of
 from dpft.engine.microbatch import cut
 from dpft.engine.plan import plan_from
 from dpft.errors import InputError, PrivacyError
-from dpft.evaluate import accuracy
-from dpft.models.losses import Loss, classification_loss
+from dpft.models.losses import Loss
 from dpft.models.source import resolve
 from dpft.peft.prompt import Prompt
 from dpft.peft.prompt_file import SourcePrompts, add_prompt, check_free
@@ -60,7 +60,8 @@ def source_prompt(
 ) -> SourcePrompts:
     """Train the prompt that ``recipe`` describes, by its optimizer, batches and steps, and add it to the file ``to``.
 
-    Its ``[privacy]`` table says how many steps of how many records, and nothing else here: nothing is private."""
+    The file keeps of which records it was made, so that no run declares them private (``dpft/declared.py``). Its
+    ``[privacy]`` table says how many steps of how many records, and nothing else here: nothing is private."""
     if recipe.method.name != "prompt":
         raise InputError(f'Expected method.name="prompt" for a source prompt, found {recipe.method.name!r}.')
     _declared(public)
@@ -70,6 +71,7 @@ def source_prompt(
     model, _ = build_model(recipe, source)
     model.to(device := torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     task = task_of(recipe.data, source, model)
+    origin = origin_of(recipe.data)
     data = task.load()
     examples = task.examples(data.train)
     optimizer = build_optimizer(recipe.optimizer, model, model.head)
@@ -84,12 +86,12 @@ def source_prompt(
             yield [to_device(task.collate([chosen[i] for i in piece]), device) for piece in pieces]
             say(f"step {step + 1} of {steps}")
 
-    prompt = train_prompt(model, optimizer, batches(), loss=classification_loss, public=public)
+    prompt = train_prompt(model, optimizer, batches(), loss=task.loss, public=public)
     heldout = task.examples(data.heldout)
     if heldout:
-        score = accuracy(model.eval(), heldout, task.collate, budget, length=length)
-        say(f"accuracy {score:.3f} on {len(heldout)} held-out records")
-    return add_prompt(to, name, prompt)
+        for name_of, value in task.scores(model.eval(), heldout, budget, torch.float32).items():
+            say(f"{name_of} {value:.3f} on {len(heldout)} held-out records")
+    return add_prompt(to, name, prompt, origin)
 
 
 def _declared(public: bool) -> None:

@@ -18,10 +18,11 @@ from dpft_accounting import Ledger, Mechanism, mechanism_from_dict
 from dpft.adapter import fill
 from dpft.config import LedgerSection, Recipe
 from dpft.config.start_section import StartSection
+from dpft.config.task_fields import LANGUAGE_TASKS
 from dpft.engine.plan import Plan
 from dpft.errors import InputError, PrivacyError
 from dpft.files import read_json
-from dpft.models.classifier import Classifier
+from dpft.models.build import TaskModel
 from dpft.models.source import ModelSource
 from dpft.peft.dsee import DSEE
 from dpft.peft.method import Method
@@ -67,7 +68,7 @@ class Start:
         _unchanged(folder / "plan.json", facts)
         return cls(run / "adapter", recipe.start, meta, facts)
 
-    def apply(self, model: Classifier, method: Method, source: ModelSource) -> Method:
+    def apply(self, model: TaskModel, method: Method, source: ModelSource) -> Method:
         """Put the earlier run's values, and the masks, into a freshly attached ``model``; the method that it now has.
 
         Raises :class:`InputError` for another base model, and a pruning that the model has no place for."""
@@ -89,13 +90,15 @@ class Start:
 
 def _same_training(recipe: Recipe, meta: Mapping[str, Any]) -> None:
     """The second phase trains what the first one did: anything else would not fit, or not mean the same."""
+    language = recipe.data.task in LANGUAGE_TASKS
     here = {
+        "task": recipe.data.task,
         "labels": list(recipe.data.labels),
-        "pooling": recipe.model.pooling,
+        "pooling": None if language else recipe.model.pooling,
         "feature_norm": recipe.model.feature_norm,
         "method": section_of(method_of(recipe).stored),
     }
-    odd = next((key for key, value in here.items() if meta[key] != value), None)
+    odd = next((key for key, value in here.items() if meta.get(key, value) != value), None)
     if odd is not None:
         raise InputError(
             f"start.run was trained with {odd} = {meta[odd]}, this recipe has {here[odd]}; make them the same."
@@ -126,6 +129,8 @@ def _digest(adapter: Path) -> str:
     """Of all that is taken from the earlier run."""
     found = hashlib.sha256()
     for name in ("adapter_model.safetensors", "head.safetensors"):
+        if name == "head.safetensors" and not (adapter / name).exists():
+            continue  # a language model got none
         try:
             found.update(hashlib.sha256((adapter / name).read_bytes()).digest())
         except OSError:

@@ -26,6 +26,8 @@ from dpft.data import (
     tokenise,
 )
 from dpft.data.load import Data
+from dpft.data.records import Record, render
+from dpft.data.tokenise import contexts_of
 from dpft.engine.microbatch import Collate, token_length
 from dpft.errors import InputError
 from dpft.evaluate import scores
@@ -35,6 +37,7 @@ from dpft.models.losses import LOSSES, Loss, causal_lm_loss, classification_loss
 from dpft.models.pixels import image_shape, patches
 from dpft.models.source import ModelSource, load_tokenizer
 from dpft.peft.soft_prompt import cost
+from dpft.score_written import Source, grouped
 
 
 class Task(Protocol):
@@ -76,6 +79,11 @@ class Texts:
     def __init__(self, section: DataSection, source: ModelSource, model: TaskModel, label_smoothing: float = 0) -> None:
         self._section, self._vocabulary = section, model.config.vocab_size
         self.tokenizer = load_tokenizer(source)
+        if len(self.tokenizer) > self._vocabulary:
+            raise InputError(
+                f"Expected a model with an embedding for each of the tokenizer's {len(self.tokenizer)} tokens, found "
+                f"{self._vocabulary}; name another model.tokenizer or model.source."
+            )
         self.collate = Collator.for_tokenizer(self.tokenizer, section.task, section.outputs)
         self.labels = self.collate.labels
         smoothed = {"causal-lm": causal_lm_loss, "seq2seq": seq2seq_loss}.get(section.task)
@@ -98,16 +106,26 @@ class Texts:
         types = "token_type_ids" in self.collate.model_input_names
         rng = np.random.default_rng(0)  # shapes for the proof; no privacy rests on it
         shortest = min(5, longest)
-        return self.collate(
-            synthetic_examples(self._section, self._vocabulary, 4, (shortest, longest), rng, types)
-        )
+        return self.collate(synthetic_examples(self._section, self._vocabulary, 4, (shortest, longest), rng, types))
+
+    def sources(self, records: Sequence[Record]) -> list[Source]:
+        """What there is to write from in records that have a target, each with all texts that were written from it."""
+        rendered = [render(record, self._section.template)[0] for record in records]
+        ids = contexts_of(self.tokenizer, rendered, self._section)
+        targets = [record.target or "" for record in records]
+        return grouped(zip(rendered, ids, targets, strict=True))
+
+    def prompt(self, text: str) -> list[int]:
+        """A public text in the place of a record's, as the model that writes is given it."""
+        rendered = render(Record(text, None, None), self._section.template)[0]
+        return contexts_of(self.tokenizer, [rendered], self._section)[0]
 
     def scores(self, model: nn.Module, examples: Sequence[Any], budget: int, compute: torch.dtype) -> dict[str, float]:
         length = cost(model, self.length)
         return scores(model, examples, self.collate, budget, compute, length, self._section.task)
 
     def inputs(self) -> dict[str, Any]:
-        return {}  # the tokenizer is the base model's; template and length stand in the recipe
+        return {}  # the tokenizer is the base model's, or the recipe's own; template and length stand in the recipe
 
 
 class Images:

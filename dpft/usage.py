@@ -1,6 +1,8 @@
-"""How an exported classifier is used, as its README says it: what goes in, and code without dpft that computes logits.
+"""How an exported model is used, as its README says it: what goes in, and code without dpft that computes logits, or
+writes.
 
-One class for texts and one for images; each is made of a ``dpft.json`` and, for texts, the recipe of the run.
+One class for texts, one for images, one for models that write; each is made of a ``dpft.json`` and, for texts, the
+recipe of the run.
 """
 
 from __future__ import annotations
@@ -18,14 +20,19 @@ _MEAN = '(hidden * batch["attention_mask"][..., None]).sum(1) / batch["attention
 class Usage(Protocol):
     """The README's words for one kind of input."""
 
-    what: str
-    """What the classifier is, for the title."""
+    @property
+    def what(self) -> str:
+        """What the model is, for the title."""
+
+    @property
+    def tokens(self) -> bool:
+        """Whether a tokenizer goes with it."""
 
     def inputs(self) -> str:
         """How training records became inputs; empty where that is not known."""
 
     def code(self) -> str:
-        """Python that defines ``logits`` with a merged model in a folder."""
+        """Python that defines ``logits``, or ``write``, with a merged model in a folder."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +41,11 @@ class Texts:
 
     meta: Mapping[str, Any]
     run: Path | None
-    what = "A text classifier"
+    tokens = True
+
+    @property
+    def what(self) -> str:
+        return _TITLES[self.meta.get("task", "classification")]
 
     def inputs(self) -> str:
         try:
@@ -47,6 +58,8 @@ class Texts:
 
     def code(self) -> str:
         pooled = {"cls": "hidden[:, 0]", "last": _LAST, "mean": _MEAN}[self.meta["pooling"]]
+        if self.meta.get("task") == "token-classification":
+            pooled = "hidden"
         return f"""import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
@@ -58,11 +71,52 @@ head = load_file(f"{{folder}}/head.safetensors")
 
 
 @torch.no_grad()
-def logits(texts):  # [number of texts, {len(self.meta["labels"])}]; the label of class i is encoder.config.id2label[i]
+def logits(texts):  # [number of texts, {self._outputs()}
     batch = tokenizer(texts, truncation=True, padding=True, return_tensors="pt")
     hidden = encoder(**batch).last_hidden_state
     pooled = {pooled}
 {_scale(self.meta)}    return F.linear(pooled, head["weight"], head["bias"])"""
+
+    def _outputs(self) -> str:
+        each = "tokens, " if self.meta.get("task") == "token-classification" else ""
+        if not self.meta["labels"]:
+            return "1]: the value"
+        return f"{each}{len(self.meta['labels'])}]; the label of class i is encoder.config.id2label[i]"
+
+
+@dataclass(frozen=True)
+class Writers:
+    """For models that write text."""
+
+    meta: Mapping[str, Any]
+    run: Path | None
+    tokens = True
+    what = "A language model"
+
+    def inputs(self) -> str:
+        return Texts(self.meta, self.run).inputs()
+
+    def code(self) -> str:
+        auto = AUTO[self.meta["task"]]
+        start = "" if self.meta["task"] == "seq2seq" else 'batch["input_ids"].shape[1]'
+        return f"""from transformers import {auto}, AutoTokenizer
+
+folder = "path/to/this/folder"
+tokenizer, model = AutoTokenizer.from_pretrained(folder), {auto}.from_pretrained(folder).eval()
+
+
+def write(prompt, **options):  # options: those of transformers' generate
+    batch = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
+    return tokenizer.decode(model.generate(**batch, **options)[0][{start}:], skip_special_tokens=True)"""
+
+
+AUTO = {"causal-lm": "AutoModelForCausalLM", "seq2seq": "AutoModelForSeq2SeqLM"}
+_TITLES = {
+    "classification": "A text classifier",
+    "multilabel": "A text classifier with several labels",
+    "regression": "A text regression model",
+    "token-classification": "A tagger of words",
+}
 
 
 @dataclass(frozen=True)
@@ -70,6 +124,7 @@ class Images:
     """For images. ``meta["images"]``: shape, peak, mean, std."""
 
     meta: Mapping[str, Any]
+    tokens = False
     what = "An image classifier"
 
     def inputs(self) -> str:
@@ -106,8 +161,12 @@ def logits(images):  # pixels of 0 to {images["peak"]}: [B, {channels}, {height}
 
 def usage(meta: Mapping[str, Any], run: Path | None) -> Usage:
     """The words for what ``dpft.json`` describes. Raises KeyError, TypeError or ValueError for a damaged one."""
+    if meta.get("task") in AUTO:
+        return Writers(meta, run)
     if "images" not in meta:
-        return Texts(meta, run)
+        found_texts = Texts(meta, run)
+        found_texts.code()
+        return found_texts
     found = Images(meta)
     found.inputs(), found.code()
     return found

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForSequenceClassification, BertConfig, BertModel
 
 import dpft
-from dpft.adapter import save_adapter, save_classifier
+from dpft.adapter import save_adapter, save_model
 from dpft.errors import InputError
 from dpft.models.classifier import Pooling, TextClassifier
 from dpft.models.source import load_encoder, resolve
@@ -66,7 +66,7 @@ def scatter(model: nn.Module) -> None:
 
 
 def saved(model: TextClassifier, method: Method, folder: Path) -> Path:
-    save_classifier(model, method, folder, base="folder:tiny-bert", revision=None, labels=LABELS)
+    save_model(model, method, folder, base="folder:tiny-bert", revision=None, labels=LABELS)
     return folder
 
 

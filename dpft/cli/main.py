@@ -79,7 +79,14 @@ def plan_command(
     """Choose the noise for a budget and certify it; with --epsilon and --examples alone, suggest the rest, too.
 
     Touches no private data."""
-    from dpft.cli.plan import plan_for_options, plan_for_recipe, risk_from, show_plan, with_suggested
+    from dpft.cli.plan import (
+        cost_of_recipe,
+        plan_for_options,
+        plan_for_recipe,
+        risk_from,
+        show_plan,
+        with_suggested,
+    )
 
     options = {
         "epsilon": epsilon, "noise_multiplier": noise_multiplier, "delta": delta, "examples": examples,
@@ -88,7 +95,8 @@ def plan_command(
     risk = {"advantage": advantage, "tpr": tpr, "fpr": fpr}
     if recipe:
         beside = {**options, **risk, "mean_trials": mean_trials}
-        show_plan(plan_for_recipe(recipe, overrides or [], beside), as_json=as_json)
+        made = plan_for_recipe(recipe, overrides or [], beside)
+        show_plan(made, cost=cost_of_recipe(recipe, overrides or [], made), as_json=as_json)
     else:
         target = risk_from(**risk)
         options, suggested = with_suggested(options, target)
@@ -276,6 +284,34 @@ def sparsify_command(
 
     options = {"sparsity": sparsity, "steps": steps, "batch": batch, "length": length, "lr": lr, "seed": seed}
     sparsify_model(model, to, text, public=public, distil=distil, **options)
+
+
+@app.command("reproduce")
+def reproduce_command(
+    pattern: Annotated[
+        str | None,
+        typer.Argument(help="A recipe, a folder, a part of a path, or a glob; all with [expected] if absent."),
+    ] = None,
+    overrides: Set = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="All but training: plans, parameter counts, time and memory, without a hub."),
+    ] = False,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where runs, table and picture go.")] = Path(
+        "runs/reproduce"
+    ),
+    nonprivate: Annotated[
+        bool, typer.Option("--nonprivate/--no-nonprivate", help="Whether each recipe's twin WITHOUT privacy runs too.")
+    ] = True,
+    as_json: Json = False,
+) -> None:
+    """Run published experiments again and put the figures side by side; goes on where it stopped."""
+    from dpft.cli.reproduce import reproduce, reproduce_dry
+
+    if dry_run:
+        reproduce_dry(pattern, overrides or [], out, as_json=as_json)
+    else:
+        reproduce(pattern, overrides or [], out, twins=nonprivate, as_json=as_json)
 
 
 @app.command("methods")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from rich.text import Text
 from dpft.config import load_recipe
 from dpft.config.dump import toml_value
 from dpft.config.explain import shown
+from dpft.cost import Estimate, estimates, in_words
 from dpft.engine.plan import Plan, plan, plan_from
 from dpft.errors import InputError
 from dpft.report.statement import adjacency_in_words
@@ -29,6 +31,11 @@ def plan_for_recipe(path: Path, overrides: list[str], options: dict[str, Any]) -
         raise InputError(f"Expected a recipe or options, found both. Use --set privacy.{given[0]}=... instead.")
     recipe = load_recipe(path, overrides)
     return plan_from(recipe.privacy, recipe.data.unit)
+
+
+def cost_of_recipe(path: Path, overrides: list[str], made: Plan) -> tuple[Estimate, ...]:
+    """About what the planned recipe takes on each machine; nothing where its model's shape is not at hand."""
+    return estimates(load_recipe(path, overrides), made.steps)
 
 
 def plan_for_options(
@@ -71,7 +78,12 @@ def risk_from(advantage: float | None, tpr: float | None, fpr: float | None) -> 
 
 
 def show_plan(
-    made: Plan, search: TuningPlan | None = None, suggested: Suggestion | None = None, *, as_json: bool
+    made: Plan,
+    search: TuningPlan | None = None,
+    suggested: Suggestion | None = None,
+    cost: Sequence[Estimate] = (),
+    *,
+    as_json: bool,
 ) -> None:
     """Print the plan as a table, or as JSON; with the settings that were suggested for it, or a remark on its own."""
     if as_json:
@@ -80,13 +92,19 @@ def show_plan(
             value["suggested"] = {line.key: line.value for line in suggested.lines()}
         if search is not None:
             value["search"] = {"mechanism": search.select.to_dict(), "epsilon": search.bound.to_dict()}
+        if cost:
+            value["estimates"] = [asdict(one) for one in cost]
         print(json.dumps(value, indent=2, allow_nan=False))
         return
     console = Console()
     if suggested is not None:
         console.print(suggested_table(suggested))
         console.print()
-    console.print(plan_table(made))
+    table = plan_table(made)
+    for one in cost:
+        rough = f"about {in_words(one.seconds)} and {one.bytes / 1e9:.1f} GB"
+        table.add_row("time, memory", f"{rough} on {one.machine} (an estimate, training alone)")
+    console.print(table)
     for remark in remarks(made) if suggested is None else ():
         console.print(f"Suggestion: {remark}", highlight=False, markup=False, soft_wrap=True)
     if search is not None:
@@ -116,7 +134,7 @@ def plan_table(made: Plan) -> Table:
         "sampler", f"{made.sampler}, rate {made.sample_rate:.6g}, expected batch {made.expected_batch_size:g}"
     )
     table.add_row("steps", str(made.steps))
-    table.add_row("noise multiplier", f"{made.noise_multiplier:.6g}, clip {made.clip:g}")
+    table.add_row("noise multiplier", f"{made.noise_multiplier:.6g}, clip {made.clip:g}, {made.clipping}")
     for row in made.certificate["rows"]:
         remarks = "".join(f"; {flag}" for flag in row["flags"])
         low, high = figure(row["lower"]), figure(row["upper"])

@@ -52,9 +52,10 @@ def _outcome_table(outcome: object) -> Table:
     assert isinstance(outcome, Outcome)
     made = outcome.statement
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    if outcome.heldout_accuracy is not None:
-        accuracy = f"{outcome.heldout_accuracy:.3f} on {outcome.heldout_records} held-out records"
-        table.add_row("private accuracy", accuracy)
+    kind = "private " if made["private"] else ""
+    for name, value in outcome.scores.items():
+        shown = f"{value:.3f} on {outcome.heldout_records} held-out records" if isinstance(value, float) else value
+        table.add_row(kind + name, shown)
     low, high = figure(made["epsilon"]["lower"]), figure(made["epsilon"]["upper"])
     table.add_row("epsilon", f"{high} at delta {made['delta']:g} (lower bound {low}), {made['adjacency']}")
     table.add_row("steps", f"{made['steps_charged']} charged of {made['steps_planned']} planned")

@@ -36,4 +36,6 @@ def toml_value(value: object) -> str:
             return json.dumps(value, ensure_ascii=False)
         case list() | tuple():
             return "[" + ", ".join(toml_value(item) for item in value) + "]"
+        case dict():
+            return "{ " + ", ".join(f"{key} = {toml_value(item)}" for key, item in value.items()) + " }"
     raise TypeError(f"no TOML for {type(value).__name__}")  # unreachable: sections hold only the above

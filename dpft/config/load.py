@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from dpft.config.explain import explain
+from dpft.config.extends import with_base
 from dpft.config.overrides import apply_overrides
 from dpft.config.schema import Recipe
 from dpft.errors import InputError
@@ -23,13 +24,15 @@ M = TypeVar("M", bound=BaseModel)
 
 
 def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
-    """Read, override (``key=value``) and check a recipe file; InputError for whatever is wrong."""
-    return parse_recipe(_read(Path(path)), overrides)
+    """Read, override (``key=value``) and check a recipe file; InputError for whatever is wrong.
+
+    What it ``extends`` is read too and stands under its own fields."""
+    return validate(Recipe, apply_overrides(with_base(_values(path), Path(path), _values), overrides))
 
 
 def parse_recipe(content: str | bytes, overrides: Iterable[str] = ()) -> Recipe:
     """The same for a recipe's content."""
-    return validate(Recipe, apply_overrides(_toml(_decode(content)), overrides))
+    return validate(Recipe, apply_overrides(with_base(_toml(_decode(content)), None, _values), overrides))
 
 
 def validate(model: type[M], values: Mapping[str, Any], prefix: str = "") -> M:
@@ -45,6 +48,10 @@ def validate(model: type[M], values: Mapping[str, Any], prefix: str = "") -> M:
     except ValidationError as error:
         fault = explain(error, model, prefix)
     raise fault
+
+
+def _values(path: str | Path) -> dict[str, Any]:
+    return _toml(_decode(_read(Path(path))))
 
 
 def _read(path: Path) -> bytes:

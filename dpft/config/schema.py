@@ -10,8 +10,10 @@ from pydantic import Field, model_validator
 from dpft.config.base import Count, OptionalWord, Positive, Section, Word, wrong
 from dpft.config.cache_section import CacheSection
 from dpft.config.data_section import DataSection
+from dpft.config.expected_section import ExpectedSection
 from dpft.config.generate_section import GenerateSection
 from dpft.config.method_section import BesideSection, MethodSection, with_preset
+from dpft.config.optimizer_section import OptimizerSection
 from dpft.config.privacy_section import PrivacySection
 from dpft.config.public_section import PublicSection, check_apart
 from dpft.config.start_section import StartSection
@@ -41,17 +43,6 @@ class ModelSection(Section):
         if self.source == "config:":
             raise wrong("source", 'expected the path of a JSON file after "config:"')
         return self
-
-
-class OptimizerSection(Section):
-    """How noisy gradients become updates; all of it is post-processing and free of privacy cost."""
-
-    name: Literal["adam", "adamw", "sgd"] = Field(default="adam", description="the optimiser")
-    lr: Positive = Field(default=1e-3, le=1e38, description="the learning rate")
-    head_lr: Positive | None = Field(default=None, le=1e38, description="the head's own learning rate; absent = lr")
-    weight_decay: float = Field(default=0.0, ge=0, description="the weight decay coefficient")
-    schedule: Literal["linear", "constant"] = Field(default="linear", description="how the rate falls over the steps")
-    warmup: float = Field(default=0.0, ge=0, lt=1, description="the fraction of steps over which the rate rises")
 
 
 class TrainSection(Section):
@@ -116,6 +107,9 @@ class Recipe(Section):
     public: PublicSection | None = Field(
         default=None, description="declared public records for a method that looks at some; absent = none"
     )
+    expected: ExpectedSection | None = Field(
+        default=None, description="published figures of such a run, to stand beside its own; absent = none"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -155,6 +149,10 @@ class Recipe(Section):
     def _what_is_kept_is_the_same_at_every_step(self) -> Self:
         if self.cache is not None and self.model.dropout:
             raise wrong("cache", "with model.dropout = true no output stays the same between steps; leave one out")
+        if self.cache is not None and self.data.task in ("token-classification", *LANGUAGE_TASKS):
+            raise wrong(
+                "cache", f'not for data.task = "{self.data.task}", which reads every token; leave the table out'
+            )
         return self
 
     @model_validator(mode="after")
@@ -167,6 +165,13 @@ class Recipe(Section):
             )
         if self.start is not None and self.start.prunes and self.method.name != "dsee":
             raise wrong("start.prune", "only the method dsee keeps masks over frozen weights; leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _nothing_is_charged_without_privacy(self) -> Self:
+        if not self.privacy.enabled and (self.ledger is not None or self.method.model_dump().get("mask_steps")):
+            field = "ledger" if self.ledger is not None else "method.mask_steps"
+            raise wrong(field, "a run without privacy (privacy.enabled = false) charges nothing; leave it out")
         return self
 
     @model_validator(mode="after")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from dpft.config.base import wrong
 
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 Task = Literal["classification", "multilabel", "regression", "token-classification", "causal-lm", "seq2seq"]
 
+TASKS: tuple[Task, ...] = get_args(Task)
 LANGUAGE_TASKS = ("causal-lm", "seq2seq")
 """Tasks whose model writes text; all others have a linear head."""
 

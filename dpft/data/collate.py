@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from dpft.config.task_fields import Task
+from dpft.config.task_fields import LANGUAGE_TASKS, Task
 from dpft.data.tokenise import NOT_LEARNT, Example
 
 if TYPE_CHECKING:
@@ -37,7 +37,8 @@ class Collator:
         """The collator that fits a tokenizer; one without a padding token pads with its end token, else 0."""
         ids = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
         pad = next(token_id for token_id in ids if token_id is not None)
-        return cls(pad, tokenizer.padding_side, tuple(tokenizer.model_input_names), task, labels_each)
+        names = [n for n in tokenizer.model_input_names if n != "token_type_ids" or task not in LANGUAGE_TASKS]
+        return cls(pad, tokenizer.padding_side, tuple(names), task, labels_each)
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Tensor]:
         """int64 tensors: input_ids, attention_mask and, for models that take them, token_type_ids, all

@@ -14,15 +14,15 @@ from dpft.errors import InputError
 _TIMEOUT_SECONDS = 600
 
 
-def download(
-    project: str, version: str, sha256: str, file_name: str, folder: Path, *, source: bool = True
-) -> bytes:
-    """The bytes of the source distribution, or of the wheel. pip checks the hash before it looks inside, and so should the caller.
+def download(project: str, version: str, sha256: str, file_name: str, folder: Path, *, source: bool = True) -> bytes:
+    """The bytes of the source distribution, or of the wheel. pip checks the hash before it looks inside, and so
+    should the caller.
 
     ``folder`` is only named in the error's remedy: the place to put a file that was fetched elsewhere.
     """
+    kind = f"--no-binary {project}" if source else "--only-binary :all:"
     remedy = (
-        f"Where there is a network, run: python -m pip download --no-deps {'--no-binary ' + project + ' ' if source else ''}"
+        f"Where there is a network, run: python -m pip download --no-deps {kind} "
         f"{project}=={version}; then put {file_name} into {folder} "
         "(a file there with another sha256 is ignored)."
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Literal
 
 from dpft.config import DataSection
 from dpft.config.task_fields import LANGUAGE_TASKS
@@ -95,7 +96,7 @@ def _input(row: Row, section: DataSection) -> str:
     return words_of(row, section) if section.task == "token-classification" else text_of(row, "text", section.text)
 
 
-def _linearised(kind: str, value: object) -> str | None:
+def _linearised(kind: Literal["e2e", "dart"], value: object) -> str | None:
     try:
         return linearise(kind, value)
     except ValueError:  # its text quotes the record

@@ -1,7 +1,8 @@
 """METEOR (Banerjee and Lavie 2005) by nltk, the mean over texts of their best reference, in per cent.
 
-Words match as they are, by stem, or by a synonym of WordNet. The published figures for E2E and DART are of METEOR 1.5,
-a Java program with paraphrases, weights of function words and other constants: the two are not comparable.
+Words match as they are, by stem, or by a synonym of WordNet, which nltk looks up by the stem, so that it misses some.
+The published figures for E2E and DART are of METEOR 1.5, a Java program with paraphrases, weights of function words and
+other constants: the two are not comparable.
 """
 
 from __future__ import annotations

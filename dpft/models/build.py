@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dpft.config.task_fields import LANGUAGE_TASKS, Task
+from dpft.config.task_fields import Task
 from dpft.errors import InputError
 from dpft.models.classifier import Classifier, ImageClassifier, Pooling, TokenClassifier, classifier
 from dpft.models.language import LanguageModel
@@ -23,8 +23,11 @@ def task_model(
     """Load the pretrained part of ``source`` and build what ``task`` needs on it; ``outputs`` numbers from a head.
 
     Errors: :class:`InputError` for a model that can't do the task."""
-    if task in LANGUAGE_TASKS:
-        return LanguageModel(load_language_model(source, "seq2seq" if task == "seq2seq" else "causal-lm", attention))
+    if task == "seq2seq":
+        # T5's relative positions are added to the scores, and the fused kernel has no gradient for them.
+        return LanguageModel(load_language_model(source, "seq2seq", "eager"))
+    if task == "causal-lm":
+        return LanguageModel(load_language_model(source, "causal-lm", attention))
     encoder = load_encoder(source, attention)
     if task != "token-classification":
         return classifier(encoder, outputs, pooling, feature_norm)

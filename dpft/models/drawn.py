@@ -20,7 +20,8 @@ from dpft.errors import InputError
 START = "config:"
 """What a ``model.source`` of this kind begins with; the rest is the configuration's file."""
 
-_OF_WRITING = frozenset({"decoder_start_token_id"})  # a decoder needs it, and no configuration lists it among its own
+# Fields that transformers reads from a configuration of any kind without listing them.
+_TAKEN = {"decoder_start_token_id"}
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def checked(values: Any) -> Any:
     fields = {name: value for name, value in values.items() if name != "model_type"}
     try:
         known = AutoConfig.for_model(values["model_type"]).to_dict()
-        unknown = sorted(fields.keys() - known.keys() - _OF_WRITING)
+        unknown = sorted(fields.keys() - known.keys() - _TAKEN)
         if not unknown:
             return AutoConfig.for_model(values["model_type"], **fields)
     except Exception as error:  # no closed list: each model type checks its fields in its own way

