@@ -126,6 +126,21 @@ def test_kept_shown_and_deleted(here: Any) -> None:
     assert here.dpft("cache", "show", "absent").code == 2
 
 
+def test_two_runs_share_one(here: Any) -> None:
+    """Seeds and noise differ, what is frozen does not; in a run's own public part it is refused."""
+    fields = sets("last-k", "privacy.steps=1", "cache.keep=true", "cache.folder=shared")
+    for seed, (out, computed) in enumerate((("one", True), ("two", False))):
+        answer = here.dpft("run", "tiny.toml", "--out", out, *fields, "--set", f"seed={seed}")
+        assert answer.code == 0, answer.err
+        assert ("computing once" in answer.out) == computed
+        assert not (here.folder / out / "private" / "cache").exists()
+    assert '"whole": true' in here.dpft("cache", "show", "shared", "--json").out
+    answer = here.dpft("run", "tiny.toml", "--out", "three", *fields, "--set", "cache.folder=three/adapter")
+    assert (answer.code, "lies in three, which is made to be handed on" in answer.err) == (2, True)
+    assert not (here.folder / "three" / "ledger.jsonl").exists()
+    assert "1 deleted" in here.dpft("cache", "delete", "shared").out
+
+
 def test_one_bad_record_ends_no_run(here: Any, deep: Path) -> None:
     """A9, F2: what the frozen model makes of one record is not finite; the run says nothing and finishes."""
     from transformers import AutoTokenizer, BertModel
