@@ -37,9 +37,9 @@ class Records:
     collate: Collator
 
 
-def load_records(overrides: Sequence[str] = ()) -> Records:
-    """The quickstart's records, with ``key=value`` overrides of its recipe."""
-    recipe = load_recipe(QUICKSTART, overrides)
+def load_records(overrides: Sequence[str] = (), path: Path = QUICKSTART) -> Records:
+    """The quickstart's records, or another text recipe's, with ``key=value`` overrides of it."""
+    recipe = load_recipe(path, overrides)
     source = resolve(recipe.model.source, recipe.model.revision)
     tokenizer = load_tokenizer(source)
     data = load_text_data(recipe.data)

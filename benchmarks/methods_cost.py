@@ -31,7 +31,9 @@ def main() -> None:
     options = _options()
     torch.set_num_threads(options.threads)
     quiet()
-    rows = {name: row for name, row in ROWS.items() if not options.only or name.startswith(tuple(options.only))}
+    # Without those that have no ordinary step: once its mask is paid for, a SparseAdapter's step is like any other's.
+    rows = {name: row for name, row in ROWS.items() if row.ordinary_lr is not None}
+    rows = {name: row for name, row in rows.items() if not options.only or name.startswith(tuple(options.only))}
     if options.memory_of:
         which = options.memory_of
         loads = [load for dtype in TYPES for load in loads_of(which.split(":")[0], dtype, options)]

@@ -1,4 +1,6 @@
-"""What a run finds on records that did not train, and where that goes: into the report only if they are public."""
+"""What a run finds on records that did not train, and where that goes: into the report only if they are public.
+
+What the model writes after public prompts is post-processing of released weights, and may always be shown."""
 
 from __future__ import annotations
 
@@ -13,7 +15,8 @@ from dpft.config import Recipe
 from dpft.config.task_fields import LANGUAGE_TASKS
 from dpft.files import write_atomic, write_json
 from dpft.models.build import TaskModel
-from dpft.task import Task
+from dpft.score_written import samples, written_scores
+from dpft.task import Task, Texts
 
 Figures = Mapping[str, float | str]
 Say = Callable[[str], None]
@@ -38,7 +41,23 @@ class Heldout:
 
     def after(self, model: TaskModel, say: Say) -> Figures:
         """The trained model's figures."""
-        return self._scores(model) if self._examples else {}
+        found: dict[str, float | str] = {**self._scores(model)} if self._examples else {}
+        section, task = self._recipe.generate, self._task
+        if section is not None and section.metrics and self._records and isinstance(task, Texts):
+            say("writing for held-out sources")
+            sources = task.sources(self._records)
+            found |= written_scores(model.encoder, task.tokenizer, sources, section, self._compute)
+        return found
+
+    def samples(self, folder: Path, model: TaskModel) -> None:
+        """Write to samples.json what the model writes after the recipe's public prompts."""
+        section, task = self._recipe.generate, self._task
+        if section is None or not section.prompts or not isinstance(task, Texts):
+            return
+        drawn = samples(
+            model.encoder, task.tokenizer, section.prompts, section, self._recipe.seed, task.prompt, self._compute
+        )
+        write_json(folder / "samples.json", {"samples": [{"prompt": p, "texts": texts} for p, texts in drawn]})
 
     def record(self, folder: Path, found: Figures) -> None:
         """Write the figures to metrics.jsonl if the records are public, and under private/ if not."""

@@ -7,7 +7,6 @@ with the same.
 
 from __future__ import annotations
 
-import glob
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from dpft.config import DataSection, Recipe
+from dpft.data.origin import local_files
 from dpft.engine.microbatch import cut
 from dpft.errors import InputError
 from dpft.files import private_folder, write_atomic
@@ -50,7 +50,7 @@ def check_public(recipe: Recipe) -> None:
             f"[public] names records, but the method {method.name!r}, as it is set, looks at none before it trains; "
             "leave the table out."
         )
-    if _files(recipe.public) & _files(recipe.data):
+    if local_files(recipe.public) & local_files(recipe.data):
         raise InputError(
             "public.path: a file of [data] is among the files of [public], and the records that train or are held out "
             "are not public; name others."
@@ -122,11 +122,3 @@ def take_kept(model: TaskModel, method: Method, private: Path) -> bool:
         raise InputError(f"{_KEPT} under private/ is damaged; start a new run.") from None
     restore(model.encoder, method, tensors)
     return True
-
-
-def _files(section: DataSection) -> set[Path]:
-    """The local files that a section names, wherever links lead."""
-    if section.source not in ("csv", "json", "parquet"):
-        return set()
-    paths = [p for p in (section.path, section.eval_path) if p]
-    return {Path(found).resolve() for p in paths for found in (p, *glob.glob(p, recursive=True))}

@@ -4,28 +4,33 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from dpft.adapter import save_model
+from dpft.average import Average, post_processing
 from dpft.books import DataSetBooks
 from dpft.cache.task import CachedTask
 from dpft.config import Recipe, dump_recipe
 from dpft.data import public_id
 from dpft.data.fingerprint import same_records
 from dpft.data.units import by_unit
+from dpft.declared import check_not_declared
 from dpft.engine.checkpoint import Checkpoints
 from dpft.engine.engine import PrivateEngine
 from dpft.engine.ordinary import OrdinaryEngine
 from dpft.engine.plan import Plan, plan_from
+from dpft.engine.scaling import PrivatisedScale
 from dpft.errors import InputError, PrivacyError, TrainingError
 from dpft.files import private_folder, read_json, sync_folder, write_atomic, write_json
 from dpft.heldout import Heldout
 from dpft.journal import private_stats
+from dpft.metrics import check_metrics
 from dpft.models.build import TaskModel, task_model
+from dpft.models.can_write import check_writing
 from dpft.models.precision import attention_for, compute_dtype
 from dpft.models.source import ModelSource, pinned, resolve
 from dpft.paid_mask import check_mask_steps, choose_mask, facts_of
@@ -37,7 +42,7 @@ from dpft.public import attach_informed, check_public
 from dpft.report.activations import activations_svg
 from dpft.report.statement import trained
 from dpft.report.write import PICTURE, write_report
-from dpft.schedule import build_optimizer, set_rates
+from dpft.schedule import build_optimizer, build_scale, set_rates
 from dpft.start import Start
 from dpft.task import Task, task_of
 
@@ -73,6 +78,7 @@ def run(recipe: Recipe, folder: Path, *, resume: bool = False, watch: Watch | No
     is put into ``folder/adapter`` before the last check has passed."""
     watch = watch or Watch()
     check_public(recipe)
+    check_not_declared(recipe)
     promised = _promise(recipe, folder, resume)
     check_mask_steps(recipe, promised)
     books = DataSetBooks(recipe.ledger, promised, folder, recipe.name) if recipe.ledger else None
@@ -92,14 +98,18 @@ def run(recipe: Recipe, folder: Path, *, resume: bool = False, watch: Watch | No
     model.to(device)
     source = pinned(source, model.encoder)
     task = task_of(recipe.data, tokenizer_of(recipe, source), model, recipe.train.label_smoothing)
+    check_generate(recipe, model)
     private = private_folder(folder / "private")
     rest = choose_mask(
         model, method, recipe, promised, task, folder, compute, books, resume=resume, say=watch.say, stop=watch.stop
     )
-    optimizer = build_optimizer(recipe.optimizer, model, model.head)
+    noised = rest if recipe.privacy.enabled else replace(rest, noise_multiplier=0.0)
+    optimizer = build_optimizer(recipe.optimizer, model, model.head, noised)
+    scale = build_scale(recipe.optimizer, model, rest)
+    average = Average(recipe.optimizer, trainable(model), rest.steps)
     cache = _cached(recipe, task, model, private / "cache", compute) if recipe.cache else None
     training = cache or task
-    with _engine(recipe, model, optimizer, rest, task, folder, compute, resume) as engine:
+    with _engine(recipe, model, optimizer, rest, task, folder, compute, resume, scale) as engine:
         _write_facts(folder, recipe, promised, engine, source, books, start)
         watch.say("preflight: every gradient against one example at a time")
         engine.preflight(training.synthetic())
@@ -109,17 +119,19 @@ def run(recipe: Recipe, folder: Path, *, resume: bool = False, watch: Watch | No
         data = task.load()
         same_records(private / "fingerprint.json", data.train, resume or rest is not promised)
         examples = cache.examples(data.train, watch.say) if cache else task.examples(data.train)
-        checkpoints = Checkpoints(private)
+        checkpoints = Checkpoints(private, {**average.tensors, **(scale.tensors if scale else {})})
         heldout = Heldout(recipe, task, data.heldout, compute)
         before = heldout.before(model, watch.say)
         if resume:
             _restore(checkpoints, engine, watch)
-        _train(recipe, engine, by_unit(data.train, examples), training, checkpoints, watch)
+        _train(recipe, engine, by_unit(data.train, examples), training, checkpoints, average, watch)
+        average.apply()
         model.eval()
         found = {**before, **heldout.after(model, watch.say)}
     if books:
         books.confirm()
     heldout.record(folder, found)
+    heldout.samples(folder, model)
     _release(folder, model, method, recipe, source, task)
     made = write_report(folder)
     if cache:
@@ -158,6 +170,13 @@ def tokenizer_of(recipe: Recipe, source: ModelSource) -> ModelSource:
     return resolve(recipe.model.tokenizer) if recipe.model.tokenizer else source
 
 
+def check_generate(recipe: Recipe, model: TaskModel) -> None:
+    """Before any record is read: can the model write what [generate] asks for, and can that be scored?"""
+    if recipe.generate is not None:
+        check_metrics(recipe.generate.metrics)
+        check_writing(model.encoder, recipe.data.max_length, recipe.generate)
+
+
 def _engine(
     recipe: Recipe,
     model: TaskModel,
@@ -167,6 +186,7 @@ def _engine(
     folder: Path,
     compute: torch.dtype,
     resume: bool,
+    scale: PrivatisedScale | None,
 ) -> PrivateEngine | OrdinaryEngine:
     """The private engine; or, where the recipe says so in as many words, the one without privacy."""
     budget = recipe.train.token_budget
@@ -183,6 +203,7 @@ def _engine(
         resume=resume,
         token_budget=budget,
         compute=compute,
+        scale=scale,
         on_step=private_stats(folder / "private" / "steps.jsonl"),
     )
 
@@ -218,8 +239,7 @@ def _promise(recipe: Recipe, folder: Path, resume: bool) -> Plan:
     if not (folder / "plan.json").exists():  # stopped before its first step
         return plan_from(recipe.privacy, recipe.data.unit)
     kept = Plan.from_dict(read_json(folder / "plan.json")["plan"])
-    # The ledger vouches for mechanism, unit and budget; these two stand in the recipe alone.
-    if (kept.clip, kept.expected_batch_size) != (recipe.privacy.clip, recipe.privacy.expected_batch):
+    if not kept.follows(recipe.privacy):
         raise PrivacyError(f"plan.json in {folder} is not the plan of its recipe. Restore it, or start another folder.")
     return kept
 
@@ -249,6 +269,7 @@ def _write_facts(
         "data_set_run": books.run if books else None,
         "started_from": dict(start.facts) if start else None,
         "public_records": public_id(recipe.public) if recipe.public else None,
+        "post_processing": post_processing(recipe.optimizer),
         "mask": facts_of(recipe, method_of(recipe)),
     }
     write_json(folder / "plan.json", facts)
@@ -275,6 +296,7 @@ def _train(
     examples: Sequence[Any],
     task: Task,
     checkpoints: Checkpoints,
+    average: Average,
     watch: Watch,
 ) -> None:
     """Every step that is still allowed. Interruption ends after a whole step, with a checkpoint."""
@@ -286,6 +308,7 @@ def _train(
         done = engine.steps_charged
         set_rates(engine.optimizer, recipe.optimizer, done - 1, steps)
         engine.step(batch)
+        average.update(done)
         watch.step(done, steps)
         stopping = watch.stop()
         if stopping or (every and done % every == 0) or done == steps:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dpft.config import Recipe
+from dpft.data.origin import origin_of
 from dpft.engine.microbatch import cut
 from dpft.engine.plan import plan_from
 from dpft.errors import InputError, PrivacyError
@@ -59,7 +60,8 @@ def source_prompt(
 ) -> SourcePrompts:
     """Train the prompt that ``recipe`` describes, by its optimizer, batches and steps, and add it to the file ``to``.
 
-    Its ``[privacy]`` table says how many steps of how many records, and nothing else here: nothing is private."""
+    The file keeps of which records it was made, so that no run declares them private (``dpft/declared.py``). Its
+    ``[privacy]`` table says how many steps of how many records, and nothing else here: nothing is private."""
     if recipe.method.name != "prompt":
         raise InputError(f'Expected method.name="prompt" for a source prompt, found {recipe.method.name!r}.')
     _declared(public)
@@ -69,6 +71,7 @@ def source_prompt(
     model, _ = build_model(recipe, source)
     model.to(device := torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     task = task_of(recipe.data, source, model)
+    origin = origin_of(recipe.data)
     data = task.load()
     examples = task.examples(data.train)
     optimizer = build_optimizer(recipe.optimizer, model, model.head)
@@ -88,7 +91,7 @@ def source_prompt(
     if heldout:
         for name_of, value in task.scores(model.eval(), heldout, budget, torch.float32).items():
             say(f"{name_of} {value:.3f} on {len(heldout)} held-out records")
-    return add_prompt(to, name, prompt)
+    return add_prompt(to, name, prompt, origin)
 
 
 def _declared(public: bool) -> None:

@@ -13,7 +13,6 @@ private text gives it away, and so does all that is trained on it.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -23,6 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dpft.data.origin import Origin, file_parts
+from dpft.declared import ORIGINS, SPARSITY, origins_of_model
 from dpft.errors import InputError, PrivacyError
 from dpft.export import whole_folder
 from dpft.files import write_json
@@ -142,15 +143,16 @@ def sparsify(
     say: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Make a sparse copy of ``model`` (as ``model.source`` in a recipe names one) in the new folder ``to``, and return
-    what its sparsity.json says.
+    what its sparsity.json says, the text's hash included: a run on that file as private is refused
+    (``dpft/declared.py``).
 
     Errors: :class:`PrivacyError` unless the text is declared public; :class:`InputError` for a text that can't be read
     or is too short, a folder in use, and a model whose weights or kind are not those of a text encoder or decoder."""
     _declared(public)
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise InputError(f"Expected --to {to} to be a new or empty folder; choose another.")
-    content = _read(text)
-    source = resolve(model)
+    content, source = _read(text), resolve(model)
+    origins = [*origins_of_model(Path(source.location)), Origin(f"text:{text.name}", file_parts([text]))]
     tokenizer = load_tokenizer(source)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     objective, teacher = _load(source, tokenizer, device)
@@ -180,13 +182,14 @@ def sparsify(
         "layers": {f"{name}.weight": round(sparsity(w), 6) for name, w in found.items()},
         "objective": objective + (", distilled" if distil else ""),
         "pruning": asdict(pruning) | {"until": pruning.last, "every": pruning.pace},
-        "text": {"sha256": hashlib.sha256(content.encode()).hexdigest(), "windows": len(windows)},
+        "windows": len(windows),
+        ORIGINS: [origin.to_dict() for origin in origins],
         "last_loss": round(heard[-1], 6),
     }
     with whole_folder(to) as part, quiet():
         student.save_pretrained(part)
         tokenizer.save_pretrained(part)
-        write_json(part / "sparsity.json", facts)
+        write_json(part / SPARSITY, facts)
     return facts
 
 

@@ -26,6 +26,8 @@ from dpft.data import (
     tokenise,
 )
 from dpft.data.load import Data
+from dpft.data.records import Record, render
+from dpft.data.tokenise import contexts_of
 from dpft.engine.microbatch import Collate, token_length
 from dpft.errors import InputError
 from dpft.evaluate import scores
@@ -35,6 +37,7 @@ from dpft.models.losses import LOSSES, Loss, causal_lm_loss, classification_loss
 from dpft.models.pixels import image_shape, patches
 from dpft.models.source import ModelSource, load_tokenizer
 from dpft.peft.soft_prompt import cost
+from dpft.score_written import Source, grouped
 
 
 class Task(Protocol):
@@ -104,6 +107,18 @@ class Texts:
         rng = np.random.default_rng(0)  # shapes for the proof; no privacy rests on it
         shortest = min(5, longest)
         return self.collate(synthetic_examples(self._section, self._vocabulary, 4, (shortest, longest), rng, types))
+
+    def sources(self, records: Sequence[Record]) -> list[Source]:
+        """What there is to write from in records that have a target, each with all texts that were written from it."""
+        rendered = [render(record, self._section.template)[0] for record in records]
+        ids = contexts_of(self.tokenizer, rendered, self._section)
+        targets = [record.target or "" for record in records]
+        return grouped(zip(rendered, ids, targets, strict=True))
+
+    def prompt(self, text: str) -> list[int]:
+        """A public text in the place of a record's, as the model that writes is given it."""
+        rendered = render(Record(text, None, None), self._section.template)[0]
+        return contexts_of(self.tokenizer, [rendered], self._section)[0]
 
     def scores(self, model: nn.Module, examples: Sequence[Any], budget: int, compute: torch.dtype) -> dict[str, float]:
         length = cost(model, self.length)

@@ -28,6 +28,7 @@ LINES = (
     ("dpft.quantise",),
     (
         "dpft.report",
+        "dpft.average",
         "dpft.books",
         "dpft.cache",
         "dpft.evaluate",
@@ -38,7 +39,7 @@ LINES = (
         "dpft.usage",
     ),
     ("dpft.heldout",),
-    ("dpft.public",),
+    ("dpft.public", "dpft.declared"),
     ("dpft.paid_mask",),
     ("dpft.run", "dpft.export", "dpft.start"),
     ("dpft.source_prompts", "dpft.sparsify"),

@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,6 +26,19 @@ def test_library_example_runs_as_printed(
     lines = [json.loads(line) for line in (tmp_path / "run/ledger.jsonl").read_text().splitlines()]
     assert sum(line["steps"] for line in lines if line["kind"] == "reserve") == 20
     assert (tmp_path / "run/adapter/adapter_model.safetensors").is_file()
+
+
+def test_several_tasks_share_one_budget_as_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    space: dict[str, Any] = {}
+    exec(compile(_example("tasks"), "README.md", "exec"), space)
+    assert 7 < float(capsys.readouterr().out) <= 8
+    (prompt,) = (p for name, p in space["model"].named_parameters() if name.endswith("soft_prompt.prompt"))
+    assert prompt.shape == (2 * 4, 32)  # a prompt of 4 vectors for each of the two
+    lines = [json.loads(line) for line in (tmp_path / "tasks/ledger.jsonl").read_text().splitlines()]
+    assert sum(line["steps"] for line in lines if line["kind"] == "reserve") == 4
 
 
 def test_every_file_that_the_readme_names_exists() -> None:

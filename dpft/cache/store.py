@@ -117,7 +117,9 @@ def reopened(folder: Path, layout: Layout) -> Store | None:
 def written(folder: Path, layout: Layout, fill: Callable[[Write], None]) -> Store:
     """A new cache in ``folder``, in place of any that is there. ``fill`` writes every record once.
 
-    Raises :class:`InputError` where it does not fit the disk. Interrupted at any point, it leaves no cache."""
+    Raises :class:`InputError` where it does not fit the disk. That it does not depends on the number of tokens of all
+    records together, and is all that is said of it: whoever sees this refusal, and knows what was free, learns a bound
+    on that sum, which the guarantee does not cover. Interrupted at any point, it leaves no cache."""
     private_folder(folder)
     delete(folder)
     private_folder(folder)
@@ -153,12 +155,8 @@ def _writer(descriptor: int, layout: Layout) -> Write:
                 "A record's frozen outputs have another number of tokens than the record, so they can't be cached; "
                 "leave [cache] out."
             )
+        # Not looked at: what is not finite, or not in this type, is one private record's; clipping counts it as zero.
         kept = rows.to(DTYPES[layout.dtype]).cpu().contiguous()
-        if not bool(torch.isfinite(kept).all()):
-            raise InputError(
-                f"A frozen output is beyond what cache.dtype={layout.dtype!r} can hold, or not a number at all; use "
-                '"bfloat16" or "float32", or leave [cache] out.'
-            )
         data = memoryview(kept.view(torch.uint8).numpy().tobytes())
         at = starts[record] * layout.row_bytes
         while data:  # a disk may take less than it is given

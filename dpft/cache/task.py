@@ -18,6 +18,7 @@ from dpft.cache.replay import Replay
 from dpft.cache.store import DTYPES, Layout, Store, reopened, written
 from dpft.config.cache_section import CacheSection
 from dpft.data.load import Data
+from dpft.errors import InputError
 from dpft.per_sample.batches import to_device
 from dpft.per_sample.oracle import Loss
 from dpft.task import Task
@@ -30,7 +31,9 @@ class CachedTask:
     """``task`` with a cache in ``folder``, for the training of an attached ``model`` (see :class:`dpft.task.Task`).
 
     The model is under taps until :meth:`finish`: batches made here run on the cache, all others run it whole. Raises
-    :class:`InputError`, before any record is read, where the model and its method leave nothing to cache."""
+    :class:`InputError`, before any record is read, where the model and its method leave nothing to cache, and where the
+    section's number type can't hold what the synthetic batch gives. A record that it can't hold is no error, since one
+    record must not end a run: its gradient is not finite and counts as zero."""
 
     def __init__(
         self, section: CacheSection, task: Task, model: nn.Module, loss: Loss, folder: Path,
@@ -42,7 +45,7 @@ class CachedTask:
         cut = find(model, loss, synthetic, compute)
         self._key = key_of(model, cut, compute)
         self._replay = Replay(model, cut)
-        recorded = self._replay.record(self._loss, synthetic).to(DTYPES[section.dtype])
+        recorded = _kept_as(section.dtype, self._replay.record(self._loss, synthetic))
         self._synthetic = self._replay.batch(synthetic, recorded)
         self._store: Store | None = None
 
@@ -109,3 +112,14 @@ class CachedTask:
         """Tokens of each record at the points."""
         tokens = self._replay.cut.tokens
         return costs if tokens is None else np.full_like(costs, max(1, tokens))
+
+
+def _kept_as(dtype: str, recorded: Tensor) -> Tensor:
+    """The synthetic batch's outputs as the cache would hold them: public, so their range may be spoken of."""
+    kept = recorded.to(DTYPES[dtype])
+    if not bool(torch.isfinite(kept).all()):
+        raise InputError(
+            f"On synthetic records a frozen output is beyond what cache.dtype={dtype!r} can hold, or not a number at "
+            'all; use "bfloat16" or "float32", or leave [cache] out.'
+        )
+    return kept

@@ -97,7 +97,7 @@ def plan_table(made: Plan) -> Table:
         "sampler", f"{made.sampler}, rate {made.sample_rate:.6g}, expected batch {made.expected_batch_size:g}"
     )
     table.add_row("steps", str(made.steps))
-    table.add_row("noise multiplier", f"{made.noise_multiplier:.6g}, clip {made.clip:g}")
+    table.add_row("noise multiplier", f"{made.noise_multiplier:.6g}, clip {made.clip:g}, {made.clipping}")
     for row in made.certificate["rows"]:
         remarks = "".join(f"; {flag}" for flag in row["flags"])
         low, high = figure(row["lower"]), figure(row["upper"])

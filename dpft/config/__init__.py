@@ -4,12 +4,12 @@ from dpft.config.data_section import DataSection
 from dpft.config.dump import dump_recipe
 from dpft.config.load import load_recipe, parse_recipe, validate
 from dpft.config.method_section import LoRASection, MethodSection
+from dpft.config.optimizer_section import OptimizerSection
 from dpft.config.privacy_section import PrivacySection
 from dpft.config.schema import (
     EvaluateSection,
     LedgerSection,
     ModelSection,
-    OptimizerSection,
     Recipe,
     TrainSection,
 )

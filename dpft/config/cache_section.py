@@ -10,7 +10,10 @@ from dpft.config.base import Section
 
 
 class CacheSection(Section):
-    """What is kept is as private as the records: it lies under the run's ``private/`` folder."""
+    """What is kept is as private as the records: it lies under the run's ``private/`` folder.
+
+    A run is refused where the cache does not fit the disk, which depends on how many tokens all records have together:
+    the one thing about them that such a refusal tells."""
 
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         default="float32", description="number type on disk; float32 is exact, the others halve the space"

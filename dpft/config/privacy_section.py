@@ -8,6 +8,9 @@ from pydantic import Field, model_validator
 
 from dpft.config.base import Count, Positive, Section, wrong
 
+Clipping = Literal["flat", "auto-s"]
+"""How one record's gradient is brought within the clip: cut where it is longer, or scaled to about the clip always."""
+
 ONE_OF = (("epsilon", "noise_multiplier"), ("examples", "sample_rate"), ("epochs", "steps"))
 """Fields of which a recipe has one."""
 
@@ -32,6 +35,9 @@ class PrivacySection(Section):
     epochs: Positive | None = Field(default=None, description="expected passes over the data")
     steps: Count | None = Field(default=None, description="the number of noisy steps")
     clip: Positive = Field(default=1.0, description="the L2 bound on one record's gradient")
+    clipping: Clipping = Field(
+        default="flat", description="whether a longer gradient is cut to clip (flat), or each scaled to it (auto-s)"
+    )
 
     @property
     def adjacency(self) -> Literal["zero_out", "add_remove"]:

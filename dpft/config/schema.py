@@ -13,6 +13,7 @@ from dpft.config.data_section import DataSection
 from dpft.config.expected_section import ExpectedSection
 from dpft.config.generate_section import GenerateSection
 from dpft.config.method_section import BesideSection, MethodSection, with_preset
+from dpft.config.optimizer_section import OptimizerSection
 from dpft.config.privacy_section import PrivacySection
 from dpft.config.public_section import PublicSection, check_apart
 from dpft.config.start_section import StartSection
@@ -42,17 +43,6 @@ class ModelSection(Section):
         if self.source == "config:":
             raise wrong("source", 'expected the path of a JSON file after "config:"')
         return self
-
-
-class OptimizerSection(Section):
-    """How noisy gradients become updates; all of it is post-processing and free of privacy cost."""
-
-    name: Literal["adam", "adamw", "sgd"] = Field(default="adam", description="the optimiser")
-    lr: Positive = Field(default=1e-3, le=1e38, description="the learning rate")
-    head_lr: Positive | None = Field(default=None, le=1e38, description="the head's own learning rate; absent = lr")
-    weight_decay: float = Field(default=0.0, ge=0, description="the weight decay coefficient")
-    schedule: Literal["linear", "constant"] = Field(default="linear", description="how the rate falls over the steps")
-    warmup: float = Field(default=0.0, ge=0, lt=1, description="the fraction of steps over which the rate rises")
 
 
 class TrainSection(Section):

@@ -80,7 +80,7 @@ def _continued(tokenizer: Any, records: Sequence[Record], section: DataSection) 
     """For a model that goes on writing: context, separator, target, end; the loss is on what follows the separator's
     special tokens. Without a target the whole text is learnt."""
     end = end_token(tokenizer)
-    contexts = contexts_of(tokenizer, [render(record, section.template)[0] for record in records], section)
+    contexts = _without_end(tokenizer, [render(record, section.template)[0] for record in records], section)
     if section.target is None:
         for context in contexts:
             whole = np.asarray([*context[: section.max_length - 1], end], dtype=np.int32)
@@ -88,9 +88,8 @@ def _continued(tokenizer: Any, records: Sequence[Record], section: DataSection) 
         return
     texts = [section.separator + (record.target or "") for record in records]
     targets = _cut(tokenizer, texts, section.target_length - 1, add_special_tokens=False)["input_ids"]
-    special = set(tokenizer.all_special_ids)
     for context, target in zip(contexts, targets, strict=True):
-        given = next((i for i, token in enumerate(target) if token not in special), len(target))
+        given = _special_first(tokenizer, target)
         ids = np.asarray([*context, *target, end], dtype=np.int32)
         label = ids.copy()
         label[: len(context) + given] = NOT_LEARNT
@@ -113,12 +112,26 @@ _ENCODERS: Mapping[str, Callable[[Any, Sequence[Record], DataSection], Iterator[
 
 
 def contexts_of(tokenizer: Any, rendered: Sequence[str], section: DataSection) -> list[list[int]]:
-    """What a model that writes is given of each rendered text: its ids, without an end."""
-    end = end_token(tokenizer)
-    found = _cut(tokenizer, list(rendered), section.max_length)["input_ids"]
+    """What a model that writes is given of each rendered text, as in training: all that comes before what is learnt."""
     if section.task == "seq2seq":
-        return [list(ids) for ids in found]
+        return [list(ids) for ids in _cut(tokenizer, list(rendered), section.max_length)["input_ids"]]
+    contexts = _without_end(tokenizer, rendered, section)
+    if section.target is None:
+        return contexts
+    between = tokenizer(section.separator, add_special_tokens=False)["input_ids"] if section.separator else []
+    return [[*context, *between[: _special_first(tokenizer, between)]] for context in contexts]
+
+
+def _without_end(tokenizer: Any, rendered: Sequence[str], section: DataSection) -> list[list[int]]:
+    """Ids of each text, without the end that some tokenizers put there."""
+    end, found = end_token(tokenizer), _cut(tokenizer, list(rendered), section.max_length)["input_ids"]
     return [list(ids[:-1] if len(ids) > 1 and ids[-1] == end else ids) for ids in found]
+
+
+def _special_first(tokenizer: Any, ids: Sequence[int]) -> int:
+    """How many special tokens there are before the first other one."""
+    special = set(tokenizer.all_special_ids)
+    return next((i for i, token in enumerate(ids) if token not in special), len(ids))
 
 
 def end_token(tokenizer: Any) -> int:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from dpft.engine.clipping import clipped_sum
+from dpft.config.privacy_section import Clipping
+from dpft.engine.clipping import clipped_sum, scaled
 from dpft.engine.collect import collect
 from dpft.engine.microbatch import LogicalBatch, cut
 from dpft.errors import TrainingError
@@ -34,7 +35,9 @@ class Accumulator:
 
     ``token_budget`` is the size of a micro-batch (examples times longest); it only ever shrinks, when memory
     runs out. It decides speed and memory, never the result. ``compute`` is the type of the model's matrix
-    products; norms, factors and sums are float32 or wider whatever it is. ``uses`` is what the preflight learnt."""
+    products; norms, factors and sums are float32 or wider whatever it is. ``uses`` is what the preflight learnt.
+    ``clipping`` is the plan's; ``scale`` multiplies every gradient, coordinate by coordinate, before its norm is taken,
+    so the sum is that of the scaled gradients."""
 
     model: nn.Module
     loss: Loss
@@ -43,6 +46,8 @@ class Accumulator:
     token_budget: int
     compute: torch.dtype = torch.float32
     uses: Uses | None = None
+    clipping: Clipping = "flat"
+    scale: Mapping[str, Tensor] | None = None
 
     def sum(self, batch: LogicalBatch) -> tuple[Tensor, UnreleasedStats]:
         """[d] float64, parameters in order; an empty batch gives zeros."""
@@ -57,6 +62,10 @@ class Accumulator:
             losses.append(values.float().cpu())
             norms.append(sq.float().cpu())
         return total, UnreleasedStats(torch.cat(losses), torch.cat(norms), self.bound)
+
+    def shaped(self, flat: Tensor) -> dict[str, Tensor]:
+        """A vector [d] as float32 tensors of the parameters' shapes, where they are."""
+        return {name: part.to(self.device, torch.float32) for name, part in views(flat, self.params).items()}
 
     @property
     def device(self) -> torch.device:
@@ -79,7 +88,8 @@ class Accumulator:
         )
         if not len(grads):
             return {}, torch.zeros(len(piece)), losses
-        sums, sq = clipped_sum(grads, self.bound)
+        forms = grads if self.scale is None else scaled(grads, self.scale)
+        sums, sq = clipped_sum(forms, self.bound, self.clipping)
         return sums, sq, losses
 
     def _smaller(self, waiting: list[list[int]], lengths: list[int], error: BaseException) -> list[list[int]]:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +24,19 @@ from dpft.per_sample.capture import trainable
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """Two alternating slots in a private folder."""
+    """Two alternating slots in a private folder.
+
+    ``extra`` are more tensors that belong to the state (an average, a scale): saved with it, and restored in place."""
 
     folder: Path
+    extra: Mapping[str, Tensor] = field(default_factory=dict)
 
     def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, steps_charged: int) -> None:
         """Durable when it returns. ``steps_charged`` orders the slots."""
         private_folder(self.folder)
         slot = min((0, 1), key=self._charged)
         tensors = {f"param.{name}": p.detach().cpu().contiguous() for name, p in trainable(model).items()}
+        tensors |= {f"extra.{name}": t.detach().cpu().contiguous() for name, t in self.extra.items()}
         state = optimizer.state_dict()
         plain: dict[str, Any] = {}
         for index, entry in state["state"].items():
@@ -68,8 +73,8 @@ class Checkpoints:
             raise InputError("the checkpoint does not match its hash")
         tensors = load(data)
         params = trainable(model)
-        found = {name.removeprefix("param."): t for name, t in tensors.items() if name.startswith("param.")}
-        if {n: t.shape for n, t in found.items()} != {n: p.shape for n, p in params.items()}:
+        found, extra = _named(tensors, "param."), _named(tensors, "extra.")
+        if _shapes(found) != _shapes(params) or _shapes(extra) != _shapes(self.extra):
             raise InputError("checkpoint holds other parameters")
         state: dict[int, dict[str, Any]] = {}
         for name, tensor in tensors.items():
@@ -84,6 +89,8 @@ class Checkpoints:
         with torch.no_grad():
             for name, p in params.items():
                 p.copy_(found[name])
+            for name, tensor in self.extra.items():
+                tensor.copy_(extra[name])
         return int(meta["steps_charged"])
 
     def _charged(self, slot: int) -> int:
@@ -97,6 +104,14 @@ class Checkpoints:
 
     def _tensors(self, slot: int) -> Path:
         return self.folder / f"checkpoint-{slot}.safetensors"
+
+
+def _named(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: t.shape for name, t in tensors.items()}
 
 
 def _seal(tensors: bytes, described: dict[str, Any]) -> str:

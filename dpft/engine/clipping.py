@@ -7,17 +7,24 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from dpft.per_sample import Form
+from dpft.config.privacy_section import Clipping
+from dpft.per_sample import Dense, Form
+from dpft.per_sample.forms import wide
 from dpft.per_sample.precision import full_precision
 
+GAMMA = 0.01
+"""AUTO-S's stability constant, in the gradient's own unit: norms far above it all come to about the bound."""
 
-def clip_factors(sq_norm: Tensor, bound: float) -> Tensor:  # [B] -> [B]
-    """Scale that brings each example's gradient within ``bound``.
 
-    Guarantee: factor * norm <= bound, up to one rounding of the dtype.
-    Edge cases: norm 0 -> 1; norm inf or nan -> 0.
-    Reference: Abadi et al. 2016, Algorithm 1."""
-    scale = (bound / sq_norm.sqrt()).clamp(max=1.0)
+def clip_factors(sq_norm: Tensor, bound: float, clipping: Clipping = "flat") -> Tensor:  # [B] -> [B]
+    """Scale that brings each example's gradient within ``bound``: min(1, bound/norm), or bound/(norm + GAMMA).
+
+    Guarantee: factor * norm <= bound, up to one rounding of the dtype, for either kind; so the sum's sensitivity is
+    ``bound`` for both. AUTO-S never reaches it, and stretches what is shorter than the bound.
+    Edge cases: norm 0 -> 1, with auto-s bound/GAMMA; norm inf or nan -> 0.
+    References: Abadi et al. 2016, Algorithm 1; Bu et al. 2023, "Automatic Clipping" (AUTO-S)."""
+    norm = sq_norm.sqrt()
+    scale = bound / (norm + GAMMA) if clipping == "auto-s" else (bound / norm).clamp(max=1.0)
     return torch.where(torch.isfinite(sq_norm), scale, torch.zeros_like(scale))
 
 
@@ -29,12 +36,23 @@ def total_sq_norm(forms: Mapping[str, Form]) -> Tensor:
 
 @torch.no_grad()
 @full_precision()
-def clipped_sum(forms: Mapping[str, Form], bound: float) -> tuple[dict[str, Tensor], Tensor]:
-    """``sum_b G_b min(1, bound/|G_b|)`` for each parameter, and the squared norms [B] (private).
+def scaled(forms: Mapping[str, Form], scale: Mapping[str, Tensor]) -> dict[str, Form]:
+    """Each example's gradient times ``scale`` [*shape], coordinate by coordinate.
+
+    A factored form has no scaled one, so all become dense: for the small tensors of a method, not for a model's own."""
+    return {name: Dense(wide(form.dense()) * scale[name]) for name, form in forms.items()}
+
+
+@torch.no_grad()
+@full_precision()
+def clipped_sum(
+    forms: Mapping[str, Form], bound: float, clipping: Clipping = "flat"
+) -> tuple[dict[str, Tensor], Tensor]:
+    """``sum_b G_b f(|G_b|)`` for each parameter, f being :func:`clip_factors`, and the squared norms [B] (private).
 
     An example with any non-finite coordinate counts as zero, in every parameter, before the sum."""
     sq = total_sq_norm(forms)
-    factors = clip_factors(sq, bound)
+    factors = clip_factors(sq, bound, clipping)
     finite = torch.isfinite(sq)
     if not bool(finite.all()):
         forms = {name: form.keep(finite) for name, form in forms.items()}

@@ -38,7 +38,7 @@ def collect(
     device = next(iter(trainable(model).values())).device
     with capture(model, examples=B, uses=uses) as grads:
         with products_in(compute, device):
-            losses = _checked(loss(model, batch), B)
+            losses = checked(loss(model, batch), B)
         if not losses.requires_grad:
             raise PrivacyError(
                 "The loss does not depend on any trainable parameter: they would receive noise and no signal. "
@@ -56,7 +56,7 @@ def _alone(model: nn.Module, loss: Loss, batch: Any, compute: torch.dtype) -> tu
     for i in range(examples_in(batch)):
         with products_in(compute, device):
             value, found = one_example(model, loss, take(batch, slice(i, i + 1)))
-        losses.append(_checked(value, 1))
+        losses.append(checked(value, 1))
         rows.append(found)
     used = [name for name in params if any(name in row for row in rows)]
     zeros = {name: torch.zeros_like(params[name]) for name in used}
@@ -64,7 +64,7 @@ def _alone(model: nn.Module, loss: Loss, batch: Any, compute: torch.dtype) -> tu
     return forms, torch.cat(losses) if losses else torch.zeros(0)
 
 
-def _checked(losses: Any, B: int) -> Tensor:
+def checked(losses: Any, B: int) -> Tensor:
     """Exactly one loss an example."""
     if isinstance(losses, Tensor) and losses.shape == (B,):
         return losses

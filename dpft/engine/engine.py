@@ -18,8 +18,10 @@ from dpft.engine.keystream import Keystream, Words
 from dpft.engine.microbatch import Collate, Length, LogicalBatch, token_length
 from dpft.engine.noise import GriddedGaussian
 from dpft.engine.plan import Plan
-from dpft.engine.preflight import preflight, synthetic_like
+from dpft.engine.preflight import preflight
 from dpft.engine.sampler import poisson_sample
+from dpft.engine.scaling import PrivatisedScale
+from dpft.engine.synthetic import like_one_record
 from dpft.errors import InputError, PrivacyError
 from dpft.per_sample.batches import to_device
 from dpft.per_sample.oracle import Loss
@@ -33,7 +35,8 @@ class PrivateEngine(AbstractContextManager["PrivateEngine"]):
     which every step is written before its noise is drawn; ``dataset`` and ``run`` name the data set and this
     training in it. With ``resume`` a run that the ledger already holds is continued: its charged steps stay
     charged. ``token_budget`` is the size of a micro-batch in tokens, padding included; ``compute`` = bfloat16
-    runs the model's matrix products in that type. ``on_step`` receives figures that are private and must stay so.
+    runs the model's matrix products in that type. ``scale`` multiplies gradients before they are clipped, and is taken
+    out again after the noise; the engine teaches it noised gradients alone. ``on_step`` receives figures that are private and must stay so.
 
     Guarantee: the sequence of all parameter values after every step is (epsilon, delta)-DP as the plan
     certifies, for its unit and adjacency. Not covered: the timing of steps, and whatever the caller derives
@@ -55,16 +58,19 @@ class PrivateEngine(AbstractContextManager["PrivateEngine"]):
         resume: bool = False,
         token_budget: int = 4096,
         compute: torch.dtype = torch.float32,
+        scale: PrivatisedScale | None = None,
         on_step: Callable[[UnreleasedStats], None] | None = None,
         words: Words | None = None,
     ) -> None:
         if compute not in (torch.float32, torch.bfloat16):
             raise InputError(f"Expected compute={compute} to be torch.float32 or torch.bfloat16.")
         self.model, self.optimizer, self.plan = model, optimizer, plan
-        self._loss, self._on_step = loss, on_step
+        self._loss, self._on_step, self._scale = loss, on_step, scale
         self._guard = self._watch(model, optimizer)
         self._noise = GriddedGaussian(plan.clip, plan.noise_multiplier, self._guard.coordinates, compute)
-        self._sums = Accumulator(model, loss, self._guard.params, self._noise.bound, token_budget, compute)
+        self._sums = Accumulator(
+            model, loss, self._guard.params, self._noise.bound, token_budget, compute, clipping=plan.clipping
+        )
         self._words = Keystream() if words is None else words
         self._current: LogicalBatch | None = None
         self._steps_here = 0
@@ -101,7 +107,8 @@ class PrivateEngine(AbstractContextManager["PrivateEngine"]):
         return self._ledger.spent(self.plan.delta)
 
     def preflight(self, batch: Any) -> None:
-        """Prove on a synthetic batch that gradients are per example. ``batches`` does it where you don't."""
+        """Prove on a synthetic batch that gradients are per example. ``batches`` does it where you don't, on a batch
+        made like the first record: of its shape, the second example shorter."""
         self._sums.uses = preflight(self.model, self._loss, to_device(batch, self._sums.device), self._sums.compute)
 
     def batches(
@@ -124,7 +131,7 @@ class PrivateEngine(AbstractContextManager["PrivateEngine"]):
                 "Nothing was changed."
             )
         if records and self._sums.uses is None:
-            self.preflight(synthetic_like(collate([dataset[0]])))
+            self.preflight(like_one_record(dataset[0], collate, self.model))
         while self._run.remaining > 0:
             self._run.reserve(1)
             drawn = poisson_sample(records, self.plan.sample_rate, self._words)
@@ -141,10 +148,12 @@ class PrivateEngine(AbstractContextManager["PrivateEngine"]):
             )
         batch.used = True
         self._guard.check_unchanged_set()
+        if self._scale is not None:
+            self._sums.scale = self._sums.shaped(self._scale.scale)
         total, stats = self._sums.sum(batch)
-        noised = self._noise.release(total, self._words)
+        mean = self._noise.release(total, self._words) / self.plan.expected_batch_size
         del total
-        self._update(noised / self.plan.expected_batch_size)
+        self._update(mean if self._scale is None else self._scale.undo(mean))
         self._run.step()
         self._steps_here += 1
         if self._steps_here == 1:

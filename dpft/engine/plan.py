@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, get_args
 
 from dpft_accounting import (
     Bound,
@@ -23,6 +23,7 @@ from dpft_accounting import (
 )
 
 from dpft.config import PrivacySection
+from dpft.config.privacy_section import Clipping
 from dpft.errors import InputError
 
 
@@ -30,8 +31,8 @@ from dpft.errors import InputError
 class Plan:
     """What will run, and what it costs.
 
-    Units: ``clip`` is the largest norm of one example's gradient; ``noise_multiplier`` is the noise's standard
-    deviation over ``clip``; ``sample_rate`` the probability with which each record joins a logical batch;
+    Units: ``clip`` is the largest norm of one example's gradient, whichever kind of ``clipping`` brings it there;
+    ``noise_multiplier`` is the noise's standard deviation over ``clip``; ``sample_rate`` the probability with which each record joins a logical batch;
     ``expected_batch_size`` the public constant that the noised sum is divided by (never the realised size);
     ``epsilon`` the certified bound at ``delta`` for all ``steps``."""
 
@@ -44,6 +45,7 @@ class Plan:
     delta: float
     epsilon: Bound
     certificate: Mapping[str, Any]
+    clipping: Clipping = "flat"
 
     @property
     def sampler(self) -> str:
@@ -55,8 +57,18 @@ class Plan:
         return _mechanism(self.sample_rate, self.noise_multiplier, self.steps)
 
     @property
+    def noise_of_mean(self) -> float:
+        """Standard deviation of the noise on each coordinate of the mean gradient that the optimizer sees; public."""
+        return self.noise_multiplier * self.clip / self.expected_batch_size
+
+    @property
     def budget(self) -> Budget:
         return Budget(epsilon=self.epsilon.upper, delta=self.delta)
+
+    def follows(self, section: PrivacySection) -> bool:
+        """Whether a kept plan has what stands in its recipe alone; the ledger vouches for mechanism, unit, budget."""
+        mine = (self.clip, self.clipping, self.expected_batch_size)
+        return mine == (section.clip, section.clipping, section.expected_batch)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form; every figure is public."""
@@ -71,7 +83,11 @@ class Plan:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Plan:
-        """Inverse of :meth:`to_dict`; a file that is not a plan raises :class:`InputError`."""
+        """Inverse of :meth:`to_dict`; a file that is not a plan raises :class:`InputError`.
+
+        A plan of the time before there were kinds of clipping is one of flat clipping."""
+        data = {"clipping": "flat", **data}
+        _known_clipping(data["clipping"])
         try:
             plain = {k: data[k] for k in cls.__dataclass_fields__ if k not in ("unit", "epsilon")}
             unit, bound = Unit.from_dict(data["unit"]), Bound.from_dict(data["epsilon"])
@@ -85,6 +101,7 @@ def plan(
     delta: float,
     expected_batch: float,
     clip: float = 1.0,
+    clipping: Clipping = "flat",
     epsilon: float | None = None,
     noise_multiplier: float | None = None,
     risk: Risk | None = None,
@@ -99,6 +116,7 @@ def plan(
     Give ``epsilon``, ``risk`` (the most that membership attacks may reach) or ``noise_multiplier``; ``examples``
     (the number of records is public; adjacency zero-out) or ``sample_rate`` (it is secret; adjacency add/remove);
     ``epochs`` or ``steps``.
+    ``clipping`` "auto-s" scales every example's gradient to just under ``clip`` instead of cutting the longer ones.
     ``delta`` at or above one over the number of units is refused. Touches no data.
 
     Errors: :class:`InputError` names the argument, what was expected, and the remedy."""
@@ -108,6 +126,7 @@ def plan(
     for name, value in (("delta", delta), ("expected_batch", expected_batch), ("clip", clip),
                         ("epsilon", epsilon), ("noise_multiplier", noise_multiplier), ("epochs", epochs)):  # fmt: skip
         _positive(name, value)
+    _known_clipping(clipping)
     q, who = _sampling(examples, sample_rate, expected_batch, unit)
     _check_delta(delta, q, expected_batch, who)
     T = steps if steps is not None else math.ceil(epochs / q - 1e-9) if epochs is not None else 0
@@ -125,7 +144,9 @@ def plan(
             f"The accountants certify {found.bound.upper:.4f} where epsilon={epsilon:g} was asked. "
             f"Give noise_multiplier slightly above {noise_multiplier:g} instead of epsilon."
         )
-    return Plan(who, q, expected_batch, T, clip, noise_multiplier, delta, found.bound, certificate=found.to_dict())
+    return Plan(
+        who, q, expected_batch, T, clip, noise_multiplier, delta, found.bound, found.to_dict(), clipping=clipping
+    )
 
 
 def plan_from(section: PrivacySection, unit: str) -> Plan:
@@ -172,6 +193,11 @@ def _one_of(name: str, value: object, other: str, alternative: object) -> None:
     if (value is None) == (alternative is None):
         found = "neither" if value is None else "both"
         raise InputError(f"Expected exactly one of {name} and {other}, found {found}.")
+
+
+def _known_clipping(kind: object) -> None:
+    if kind not in get_args(Clipping):
+        raise InputError(f'Expected clipping={kind!r} to be "flat" or "auto-s".')
 
 
 def _positive(name: str, value: float | None) -> None:

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from dpft.engine.clipping import total_sq_norm
-from dpft.engine.collect import collect
+from dpft.engine.collect import checked, collect
 from dpft.engine.guard import frozen_digest
 from dpft.engine.padding import check_padding
-from dpft.errors import InputError, NoRuleError, OneAtATime, PrivacyError
+from dpft.errors import DpftError, InputError, NoRuleError, OneAtATime, PrivacyError
 from dpft.per_sample import Form, Uses, per_example_gradients
-from dpft.per_sample.batches import examples_in, mapped, take, tensors
+from dpft.per_sample.batches import examples_in, mapped, take
 from dpft.per_sample.capture import trainable
 from dpft.per_sample.oracle import Loss, sq_norms
 from dpft.per_sample.uses import repeated, telling_number
@@ -35,9 +35,9 @@ def preflight(model: nn.Module, loss: Loss, batch: Any, compute: torch.dtype = t
     neighbours apart. Raises :class:`PrivacyError` naming the parameter for: one
     that receives no gradient, one whose gradient is not its example's alone (batch statistics, a lost batch
     axis, a shared use missed), one that the whole batch shares; and for a model that changes its buffers.
-    Where a parameter is used in a way that has no rule, examples will run one at a time: exact, and announced
-    with its cost (:class:`OneAtATime`). Returns which tensors in the model hold examples, as learnt here;
-    training goes by it. ``compute`` is the number type that training will run in."""
+    Where a parameter is used in a way that has no rule, or that can't be captured, examples will run one at a time:
+    exact, and announced with its cost (:class:`OneAtATime`). Returns which tensors in the model hold examples, as
+    learnt here; training goes by it. ``compute`` is the number type that training will run in."""
     if not trainable(model):
         raise InputError("Expected a model with trainable parameters, found none; call dpft.attach first.")
     B = examples_in(batch)
@@ -49,7 +49,14 @@ def preflight(model: nn.Module, loss: Loss, batch: Any, compute: torch.dtype = t
             uses = _prove(model, loss, batch, compute)
         except NoRuleError as reason:
             uses = Uses(alone=True)
-            _prove_alone(model, loss, batch, reason)
+            _prove_alone(model, loss, batch, str(reason))
+        except (DpftError, MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # it may lie with the capture; if not, it comes again in the plain passes
+            uses = Uses(alone=True)
+            _prove_alone(
+                model, loss, batch, f"{type(error).__name__} ({str(error).strip().partition(chr(10))[0]:.200})"
+            )
     if frozen_digest(model) != frozen:
         raise PrivacyError(
             "The model's forward pass writes to a buffer or a frozen parameter, which would carry private data "
@@ -63,7 +70,10 @@ def _prove(model: nn.Module, loss: Loss, batch: Any, compute: torch.dtype) -> Us
     with _evaluating(model):
         many = telling_number(model, batch)
         for dtype in {torch.float32, compute}:
-            collect(model, loss, repeated(batch, many), expected=many, uses=uses, compute=dtype)
+            try:
+                collect(model, loss, repeated(batch, many), expected=many, uses=uses, compute=dtype)
+            except PrivacyError as error:  # whether it is the loss or the capture the plain passes will show
+                raise NoRuleError(str(error)) from error
         uses.learning = False
         truth = per_example_gradients(model, loss, batch)
         for rows in (slice(0, B), slice(0, 1)):
@@ -72,19 +82,19 @@ def _prove(model: nn.Module, loss: Loss, batch: Any, compute: torch.dtype) -> Us
             _none_missing(model, grads)
             _check_losses(model, loss, part, losses)
             _compare(grads, {name: g[rows] for name, g in truth.items()})
-        check_padding(model, loss, batch, max(_TOLERANCE.get(g.dtype, 0.0) for g in truth.values()))
+        check_padding(model, loss, batch, tolerance_of(truth))
     _check_neighbours(model, loss, batch, uses)
     return uses
 
 
-def _prove_alone(model: nn.Module, loss: Loss, batch: Any, reason: NoRuleError) -> None:
+def _prove_alone(model: nn.Module, loss: Loss, batch: Any, reason: str) -> None:
     """One example at a time is the truth itself; what is left to show is that every parameter is reached, and that the
     model computes for an example alone what it computes for it in a batch.
 
     Announced, with what it costs on this batch."""
     B, uses = examples_in(batch), Uses(alone=True)
     with _evaluating(model), torch.no_grad():
-        losses = loss(model, batch)
+        losses = checked(loss(model, batch), B)
         _check_losses(model, loss, batch, losses)
         check_padding(model, loss, batch, _TOLERANCE.get(losses.dtype, 0.1))
     began = time.perf_counter()
@@ -154,7 +164,7 @@ def _compare(grads: Mapping[str, Form], truth: dict[str, Tensor]) -> None:
 
 def _same(found: Mapping[str, Tensor], truth: Mapping[str, Tensor], share: float = 1.0) -> float:
     """Raise unless the gradients agree within ``share`` of the tolerance; returns the relative error allowed."""
-    tolerance = share * max(_TOLERANCE.get(g.dtype, 0.0) for g in truth.values())
+    tolerance = share * tolerance_of(truth)
     overall = sq_norms(truth).sum().sqrt()
     for name, g in truth.items():
         # A gradient that is zero in exact arithmetic (a key's bias) is compared on the scale of the others.
@@ -166,6 +176,11 @@ def _same(found: Mapping[str, Tensor], truth: Mapping[str, Tensor], share: float
                 "Change the module that mixes them, or freeze this parameter."
             )
     return tolerance
+
+
+def tolerance_of(gradients: Mapping[str, Tensor]) -> float:
+    """Relative error allowed between two ways of computing these gradients."""
+    return max(_TOLERANCE.get(g.dtype, 0.0) for g in gradients.values())
 
 
 @contextmanager
@@ -194,24 +209,3 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
-
-
-def synthetic_like(batch: Any, examples: int = 3) -> Any:
-    """A batch of the same structure, dtypes and lengths, with made-up contents: nothing of ``batch`` remains.
-
-    Integers become 0 or 1 (valid token ids and labels for any model), floats standard normal, and whatever
-    is called ``attention_mask`` ones. Lengths that equal ``examples`` are avoided: they could hide a lost axis."""
-    generator = torch.Generator().manual_seed(20211013)
-    lengths = {n for t in tensors(batch) for n in t.shape[1:2]}
-    B = examples if examples not in lengths else examples + 1
-
-    def make(t: Tensor) -> Tensor:
-        shape = (B, *t.shape[1:])
-        if t.is_floating_point():
-            return torch.randn(shape, generator=generator, dtype=torch.float32).to(t)
-        return torch.randint(0, 2, shape, generator=generator).to(t)
-
-    made = mapped(batch, make)
-    if isinstance(made, dict) and isinstance(made.get("attention_mask"), Tensor):
-        made["attention_mask"] = torch.ones_like(made["attention_mask"])
-    return made

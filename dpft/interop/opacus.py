@@ -2,22 +2,30 @@
 
     IA3Linear   dl_b = sum_t g_t * a_t                  a: what the vector scales
     PHM         one product of factors a parameter      see peft/phm.py
-    TokenTable  row of token i: sum of its g_t
 
 These hold parameters of their own. Everything else that a method trains is a stock layer: Linear, LayerNorm and
 Embedding have Opacus' own samplers; GPT-2's Conv1D and Llama's RMSNorm go through its functorch, exactly and slowly. A
 parameter that several modules share (Compacter's rule, a tied head) is right: Opacus adds up its uses before it clips.
 
-What Opacus can't do, and where that shows:
+Under ``opacus.PrivacyEngine`` (its modes hooks, functorch and ghost) train
 
-* A module that stands in several places of a model (none of dpft's do): Opacus hooks it once a place and counts every
-  use as often, silently. :func:`check` raises; call it before ``make_private``.
-* TokenTable has buffers: ``GradSampleModule(strict=True)``, which ``PrivacyEngine`` uses, raises. With ``strict=False``
-  its gradients are right.
-* A table of positions that is looked up once for all examples (``Full`` on BERT or GPT-2) has one gradient for all of
-  them: Opacus' optimizer raises at the first step. Freeze the table.
-* In eval mode, which ``attach`` leaves a model in, Opacus' hooks record nothing, and its backward pass raises. Call
+    lora, adapter, compacter, ia3, bitfit, norms, head, last-k, full, tokens
+
+wherever Opacus meets a trained module with the batch alone. The others raise: prompt, prefix, lst, attempt, dsee,
+sparse-adapter and raft, and LoRA with ``pattern = "lock"``, use parameters outside of a module's own call, or lay them
+out in buffers. So do
+
+* a trained module that is called on anything but the batch, in the forward pass (opacus_guard.py, which the import
+  installs): DeBERTa's query and key projections, which also run on its table of relative positions (lora, ia3, last-k
+  and others there; Opacus alone would be half wrong in silence), tables of positions that are looked up once for all
+  (``full`` on BERT and GPT-2, T5's relative bias). Freeze it, or choose other targets;
+* a module that stands in several places of a model (none of dpft's do), when Opacus hooks it: it would count every use
+  as often;
+* eval mode, which ``attach`` leaves a model in: Opacus' hooks record nothing, and its backward pass raises. Call
   ``model.train()``.
+
+:func:`check` compares every gradient with the one-example oracle and is the last word; call it before ``make_private``.
+What the guard can't see and it can: a table looked up by as many positions as there happen to be examples.
 """
 
 from __future__ import annotations
@@ -29,10 +37,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from dpft.errors import InputError
+from dpft.interop.opacus_guard import check, install
 from dpft.peft.ia3 import IA3Linear
-from dpft.peft.new_tokens import TokenTable
 from dpft.peft.phm import PHM
+
+__all__ = ["SAMPLERS", "check", "register"]
 
 Samples = dict[nn.Parameter, Tensor]
 
@@ -72,41 +81,18 @@ def phm_samples(layer: PHM, activations: list[Tensor], backprops: Tensor) -> Sam
     return {p: sample for p, sample in samples.items() if p.requires_grad}
 
 
-def token_samples(layer: TokenTable, activations: list[Tensor], backprops: Tensor) -> Samples:
-    """Rows [n, d] -> [B, n, d]."""
-    if not layer.rows.requires_grad:
-        return {}
-    place, g = cast(Tensor, layer.place)[activations[0]].flatten(1), _by_token(backprops)  # [B, T], [B, T, d]
-    chosen = (place.unsqueeze(1) == torch.arange(len(layer.rows), device=place.device).unsqueeze(1)).to(g.dtype)
-    return {layer.rows: chosen @ g}
-
-
 SAMPLERS: dict[type[nn.Module], Callable[[Any, list[Tensor], Tensor], Samples]] = {
     IA3Linear: ia3_samples,
     PHM: phm_samples,
-    TokenTable: token_samples,
 }
 
 
 def register() -> None:
-    """Make Opacus use :data:`SAMPLERS`. Calling it again changes nothing."""
+    """Make Opacus use :data:`SAMPLERS`, and guard what it hooks. Calling it again changes nothing."""
     opacus: Any = importlib.import_module("opacus.grad_sample")  # untyped
     for layer, sampler in SAMPLERS.items():
         opacus.register_grad_sampler(layer)(sampler)
-
-
-def check(model: nn.Module) -> None:
-    """Raise :class:`InputError` where Opacus would compute wrong gradients and say nothing."""
-    places: dict[int, list[str]] = {}
-    for name, module in model.named_modules(remove_duplicate=False):
-        if any(p.requires_grad for p in module.parameters(recurse=False)):
-            places.setdefault(id(module), []).append(name)
-    for names in places.values():
-        if len(names) > 1:
-            raise InputError(
-                f"{names[0]} and {names[1]} are one module: Opacus counts its gradient once a place, too often. "
-                "Use dpft.PrivateEngine, or give each place a module of its own that shares the parameter."
-            )
+    install(opacus.GradSampleHooks)
 
 
 def _by_token(x: Tensor) -> Tensor:

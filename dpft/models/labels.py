@@ -73,6 +73,7 @@ def decoder_inputs(model: nn.Module, labels: Tensor) -> Tensor:
     """The target [B, S] shifted right behind the model's own start token, padding where there is no label.
 
     By the model's own method where it has one: mBART, say, starts each example with that example's last token."""
+    model = _with_config(model)
     config: Any = getattr(model, "config", None)
     start: Any = getattr(config, "decoder_start_token_id", None)
     pad: Any = getattr(config, "pad_token_id", None)
@@ -92,6 +93,11 @@ def decoder_inputs(model: nn.Module, labels: Tensor) -> Tensor:
     except (TypeError, ValueError) as error:  # how transformers' methods miss a start token
         raise _no_start() from error
     return shifted
+
+
+def _with_config(model: nn.Module) -> nn.Module:
+    """The outermost module that has a configuration: what wraps a model (Opacus' GradSampleModule) has none."""
+    return next((m for m in model.modules() if hasattr(m, "config")), model)
 
 
 def _fits(labels: Tensor, shape: torch.Size) -> None:

@@ -3,8 +3,8 @@
     ids ──► table [V, d] (frozen) ──────────►┐
       └───► rows [n, d] at the chosen ids ──►┴──► embeddings [B, T, d]
 
-``rows`` starts as a copy of the chosen rows, so the model starts unchanged. It is looked up by an ordinary
-embedding, so one example's gradient is a few rows and never a table.
+``rows`` starts as a copy of the chosen rows, so the model starts unchanged. It is an embedding of its own, so one
+example's gradient is a few rows and never a table, and Opacus knows how to sample it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import ClassVar, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dpft.errors import InputError
@@ -67,11 +66,14 @@ class TokenRows(Method):
 
 
 class TokenTable(Wrapper):
-    """An Embedding whose rows ``tokens`` come from ``rows`` [n, d]. ids [B, T] -> [B, T, d]."""
+    """An Embedding whose rows ``tokens`` come from ``rows`` [n, d]. ids [B, T] -> [B, T, d].
+
+    The parameter is in a module apart: Opacus refuses one that has both parameters and buffers."""
 
     def __init__(self, base: nn.Embedding, tokens: tuple[int, ...], rows: nn.Parameter) -> None:
         super().__init__(base)
-        self.rows = rows
+        self.rows = nn.Embedding(rows.shape[0], rows.shape[1], device="meta")
+        self.rows.weight = rows  # one parameter, also where several modules hold the table
         chosen = torch.tensor(tokens, device=rows.device)
         place = torch.full((base.num_embeddings,), -1, device=rows.device)  # id -> row of ``rows``, or -1
         place[chosen] = torch.arange(len(tokens), device=rows.device)
@@ -82,12 +84,18 @@ class TokenTable(Wrapper):
     def forward(self, ids: Tensor) -> Tensor:
         place = cast(Tensor, self.place)[ids]
         # A token that is not chosen looks up row 0 too, and its gradient there is exactly zero.
-        trained = F.embedding(place.clamp_min(0), self.rows)
+        trained: Tensor = self.rows(place.clamp_min(0))
         frozen: Tensor = self.base_layer(ids)
         return torch.where((place >= 0).unsqueeze(-1), trained, frozen)
 
+    @property
+    def ids(self) -> list[int]:
+        """The tokens whose rows train."""
+        found: list[int] = cast(Tensor, self.chosen).tolist()
+        return found
+
     def merged(self) -> nn.Module:
-        cast(Tensor, self.base_layer.weight).data[cast(Tensor, self.chosen)] = self.rows.detach()
+        cast(Tensor, self.base_layer.weight).data[cast(Tensor, self.chosen)] = self.rows.weight.detach()
         return self.base_layer
 
 

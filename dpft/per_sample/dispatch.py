@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dpft.errors import DpftError
 from dpft.per_sample.batches import mapped, tensors
 from dpft.per_sample.capture import Grads, Tracked, is_tracked, names_of
 from dpft.per_sample.one_each import one_copy_each
@@ -89,7 +90,9 @@ def _meeting(func: Any, args: Any, kwargs: Any, grads: Grads, examples: list[Ten
         if whole and func in ELEMENTWISE and fits(*args):
             return elementwise(func, *args, **kwargs)
         return one_copy_each(func, args, kwargs, grads.examples or 0, examples)
-    except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
+    except (DpftError, torch.OutOfMemoryError):
+        raise
+    except (RuntimeError, ValueError, TypeError, AttributeError, LookupError) as error:  # of vmap, or under it
         raise no_rule(func, args, kwargs) from error
 
 

@@ -8,12 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dpft.per_sample.batches import mapped
 from dpft.per_sample.capture import expanded, is_tracked
 
 
-def one_copy_each(func: Any, args: Any, kwargs: Any, examples: int, batched: Sequence[Tensor]) -> Tensor:
+def one_copy_each(func: Any, args: Any, kwargs: Any, examples: int, batched: Sequence[Tensor]) -> Any:
     """``func(*args, **kwargs)`` with each example's slice of the ``batched`` tensors beside its own copy of every
-    tracked tensor. A batched tensor has ``examples`` times k rows, example by example; so has the outcome.
+    tracked tensor. A batched tensor has ``examples`` times k rows, example by example; so has each tensor of the
+    outcome.
 
     Autograd then sums each example's gradient onto its own copy. Raises where ``func`` can't be vectorised or
     mixes the examples."""
@@ -29,8 +31,8 @@ def one_copy_each(func: Any, args: Any, kwargs: Any, examples: int, batched: Seq
         a, k = _rebuilt((args, kwargs), iter(slices))
         return func(*a, **k)
 
-    out: Tensor = torch.vmap(one, in_dims=tuple(dims))(*(own(t) for t in leaves))
-    return out.flatten(0, 1)
+    out = torch.vmap(one, in_dims=tuple(dims))(*(own(t) for t in leaves))
+    return mapped(out, lambda t: t.flatten(0, 1))
 
 
 def _leaves(nested: Any) -> Iterator[Tensor]:

@@ -31,6 +31,8 @@ def one_example(model: nn.Module, loss: Loss, example: Any) -> tuple[Tensor, dic
     """(loss, gradients by name) of a batch of one, by plain autograd; parameters that it does not use are absent."""
     params = trainable(model)
     value = loss(model, example)
+    if not value.requires_grad:
+        return value.detach(), {}
     found = torch.autograd.grad(value.sum(), list(params.values()), allow_unused=True)
     return value.detach(), {name: g for name, g in zip(params, found, strict=True) if g is not None}
 

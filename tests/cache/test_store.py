@@ -133,10 +133,19 @@ def test_another_model_place_type_or_record_does_not_open_it(tmp_path: Path) -> 
     assert reopened(tmp_path, labelled) is not None  # a label is nothing that the backbone reads
 
 
-def test_what_a_type_can_not_hold_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="float16"):
-        written(tmp_path, layout([1], "float16"), lambda write: write(0, torch.full((1, WIDTH), 1e5)))
-    assert not list(tmp_path.glob("*"))
+@pytest.mark.parametrize("value", [1e5, -1e5, float("nan"), float("inf")])
+def test_what_a_type_can_not_hold_is_kept_as_what_is_not_finite(tmp_path: Path, value: float) -> None:
+    """A9, F2: one record's rows are no reason to stop, nor are they put right; the others' are as they were."""
+    rows = rows_of([2, 3])
+
+    def fill(write: Any) -> None:
+        write(0, torch.full((2, WIDTH), value))
+        write(1, rows[1])
+
+    store = written(tmp_path, layout([2, 3], "float16"), fill)
+    assert not store.gather([0], None).isfinite().any()
+    assert torch.equal(store.gather([1], None)[0], rows[1].half())
+    assert reopened(tmp_path, layout([2, 3], "float16")) is not None
 
 
 def test_an_interrupted_filling_leaves_nothing(tmp_path: Path) -> None:

@@ -14,7 +14,9 @@ from dpft.cache.build import key_of, runs
 from dpft.cache.frozen import find
 from dpft.cache.task import CachedTask
 from dpft.config.cache_section import CacheSection
+from dpft.engine.accumulate import Accumulator
 from dpft.engine.keystream import InsecureSeededWords
+from dpft.engine.microbatch import LogicalBatch
 from dpft.errors import InputError
 from dpft.models.losses import classification_loss
 from dpft.per_sample.capture import trainable
@@ -73,6 +75,60 @@ def test_the_backbone_runs_once_for_all_records_and_not_again_on_reopening(
     again.examples(task.records, said.append)
     assert counted.blocks[0] == len(set(lengths.tolist()))
     assert len(said) == 1
+
+
+BAD = 2  # a token that no other record has, synthetic ones included
+
+
+def clipped(model: Any, task: Any, examples: list[Any]) -> torch.Tensor:
+    adder = Accumulator(model, classification_loss, trainable(model), bound=0.05, token_budget=40)
+    return adder.sum(LogicalBatch(examples, task.collate, task.length))[0]
+
+
+@pytest.mark.parametrize(("dtype", "value"), [("float32", torch.inf), ("float32", torch.nan), ("float16", 3e6)])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_record_that_is_not_finite_counts_as_zero_and_stops_nothing(
+    name: str, dtype: Any, value: float, attached: Any, letters: Any, tmp_path: Path
+) -> None:
+    """A9, F2: the clipped sum is that of the others, as it is without a cache; 3e6 is beyond float16 alone."""
+    task, model = letters(), attached(name)
+    with torch.no_grad():
+        model.encoder.embeddings.word_embeddings.weight[BAD] = value if value != 3e6 else 0.0
+    others = list(task.records)
+    bad = {"input_ids": np.array([5, BAD, 7], dtype=np.int32), "label": 1}
+    expected = clipped(model, task, others)
+    if value != 3e6:
+        assert torch.equal(clipped(model, task, [bad]), torch.zeros_like(expected))
+    cached = CachedTask(CacheSection(dtype=dtype), task, model, classification_loss, tmp_path / "cache")
+    if value == 3e6:
+        beyond(cached, BAD, value)
+    examples = cached.examples([*others, bad])
+    found = clipped(model, cached, examples)
+    assert torch.equal(clipped(model, cached, examples[-1:]), torch.zeros_like(expected))
+    assert (found - expected).norm() <= FAR[dtype] * expected.norm()
+    assert expected.norm() > 0.05
+
+
+def beyond(cached: CachedTask, token: int, value: float) -> None:
+    """What is recorded of records with ``token`` is ``value`` throughout: finite, and beyond float16."""
+    real = cached._replay.record
+
+    def record(loss: Any, batch: Any) -> torch.Tensor:
+        rows = real(loss, batch)
+        rows[(batch["input_ids"] == token).any(dim=1)] = value
+        return rows
+
+    cached._replay.record = record  # type: ignore[method-assign]
+
+
+def test_synthetic_outputs_beyond_the_type_are_refused(attached: Any, letters: Any, tmp_path: Path) -> None:
+    """They are public; the sentence comes before any record is read."""
+    model = attached("last-k")
+    with torch.no_grad():
+        model.encoder.encoder.layer[1].output.LayerNorm.weight.mul_(1e6)
+    CachedTask(CacheSection(), letters(), model, classification_loss, tmp_path / "wide").finish()
+    with pytest.raises(InputError, match=r"On synthetic records .* cache\.dtype='float16'"):
+        CachedTask(CacheSection(dtype="float16"), letters(), model, classification_loss, tmp_path / "narrow")
 
 
 @pytest.mark.parametrize("change", ["weights", "config", "method", "record"])

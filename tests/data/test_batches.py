@@ -163,9 +163,8 @@ def test_the_collator_fits_its_tokenizer(tokenizer: Any) -> None:
 def test_synthetic_examples_have_the_right_shapes(count: int, shortest: int, more: int, seed: int) -> None:
     """G1: the preflight meets the longest and the shortest record."""
     longest = shortest + more
-    made = synthetic_examples(
-        section(labels=("a", "b", "c")), 50, count, (shortest, longest), np.random.default_rng(seed), token_types=True
-    )
+    three = section(source="csv", path="a.csv", labels=["a", "b", "c"])
+    made = synthetic_examples(three, 50, count, (shortest, longest), np.random.default_rng(seed), token_types=True)
     lengths = [len(one["input_ids"]) for one in made]
     assert len(made) == count
     assert lengths[:2] == [longest, shortest][:count]

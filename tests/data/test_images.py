@@ -309,7 +309,7 @@ def test_a_recipe_of_images_reads_back_and_says_nothing_of_texts() -> None:
         ({"model": {"source": "config:vit.json", "pooling": "last"}}, "model.pooling"),
         ({"model": {"source": "config:"}}, "model.source"),
         ({"model": {"source": "config:vit.json", "revision": "x"}}, "model.revision"),
-        ({"data": {"source": "movie-reviews", "labels": ["a", "b"], "unit": "sentence"}}, "model.source"),
+        ({"data": {"source": "movie-reviews", "labels": ["a", "b"], "unit": "sentence"}}, "model.tokenizer"),
     ],
 )
 def test_model_and_records_must_fit(change: dict[str, Any], said: str) -> None:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dpft.engine.collect import collect
-from dpft.engine.preflight import preflight, synthetic_like
+from dpft.engine.preflight import preflight
 from dpft.errors import InputError, OneAtATime, PrivacyError
 from dpft.per_sample import per_example_gradients
 from dpft.per_sample.capture import expand
@@ -194,6 +194,89 @@ def test_use_without_a_rule_runs_one_example_at_a_time_and_says_so(length: int) 
         assert torch.equal(grads[name].dense(), truth)
 
 
+class Attends(nn.Module):
+    """torch's own attention on frozen inputs, alone or in its encoder layer."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer, self.head = layer, nn.Linear(D, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.layer(x, x, x)[0] if isinstance(self.layer, nn.MultiheadAttention) else self.layer(x)
+        return self.head(y)
+
+
+class TimeFirst(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.transpose(0, 1)).transpose(0, 1)
+
+
+class Repeated(Net):
+    """A row repeated for each example by a function that no rule is for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.row = nn.Parameter(torch.randn(1, D))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x + self.row.repeat_interleave(x.shape[0], dim=0).unsqueeze(1))
+
+
+class Surprising(Net):
+    """Fails in a way of its own where it is not given the number of examples that it expects."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x * {1: 1.0, 2: 1.0, 3: 1.0}[x.shape[0]])
+
+
+CAPTURE_FAILS: dict[str, Callable[[], nn.Module]] = {
+    "attention": lambda: Attends(nn.MultiheadAttention(D, 2, batch_first=True)),
+    "encoder layer": lambda: Attends(nn.TransformerEncoderLayer(D, 2, 8, batch_first=True, dropout=0.0)),
+    "time first": TimeFirst,
+    "repeat_interleave": Repeated,
+    "an error of the model's own": Surprising,
+}
+
+
+@pytest.mark.parametrize("make", CAPTURE_FAILS.values(), ids=CAPTURE_FAILS.keys())
+def test_whatever_fails_under_the_capture_runs_one_example_at_a_time(make: Callable[[], nn.Module]) -> None:
+    torch.manual_seed(0)
+    model, batch = make().double(), torch.randn(3, 5, D, dtype=torch.float64)
+    with pytest.warns(OneAtATime, match=r"The reason: \w+"):
+        uses = preflight(model, squares, batch)
+    grads, _ = collect(model, squares, batch, expected=3, uses=uses)
+    for name, truth in per_example_gradients(model, squares, batch).items():
+        assert torch.equal(grads[name].dense(), truth)
+
+
+def test_error_of_the_model_is_shown_as_it_is() -> None:
+    class Broken(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            raise LookupError("my own")
+
+    with pytest.raises(LookupError, match="my own"):
+        preflight(Broken(), squares, torch.randn(3, D))
+
+
+def test_example_that_reaches_no_parameter_counts_as_zero_one_at_a_time() -> None:
+    """An empty text, say, while the model runs one example at a time."""
+
+    def skipping(model: nn.Module, x: Tensor) -> Tensor:
+        return torch.cat([squares(model, e) if bool(e.any()) else torch.zeros(1).to(e) for e in x.split(1)])
+
+    model, batch = Repeated().double(), torch.randn(3, 5, D, dtype=torch.float64)
+    with pytest.warns(OneAtATime):
+        uses = preflight(model, squares, batch)
+    batch[1] = 0
+    grads, losses = collect(model, skipping, batch, expected=3, uses=uses)
+    assert losses[1] == 0
+    assert not any(form.dense()[1].any() for form in grads.values())
+    assert grads["head.weight"].dense().flatten(1).any(dim=1).tolist() == [True, False, True]
+    nothing, losses = collect(model, skipping, torch.zeros(2, 5, D, dtype=torch.float64), expected=2, uses=uses)
+    assert len(nothing) == 0
+    assert losses.tolist() == [0, 0]
+
+
 @pytest.mark.parametrize("fails", [False, True])
 def test_everything_is_put_back_exactly(fails: bool) -> None:
     """A11: parameters bit for bit, modes module by module, gradients and torch's random state untouched."""
@@ -249,6 +332,8 @@ def test_loss_that_is_not_one_number_an_example_is_refused(loss: Loss) -> None:
     """A4."""
     model = Net()
     with pytest.raises(PrivacyError, match=r"one loss per example, shape \(3,\)"):
+        preflight(model, loss, torch.randn(3, D))
+    with pytest.raises(PrivacyError, match=r"one loss per example, shape \(3,\)"):
         collect(model, loss, torch.randn(3, D), expected=3)
     assert all(p.grad is None for p in model.parameters())
 
@@ -266,19 +351,3 @@ def test_collect_gives_losses_off_the_graph() -> None:
     assert losses.shape == (3,)
     assert not losses.requires_grad
     assert all(not grads[name].dense().requires_grad for name in grads)
-
-
-def test_synthetic_batch_holds_nothing_of_the_real_one() -> None:
-    """F2: structure, types and lengths alone; ids that any vocabulary has; no length equal to the batch."""
-    real = {
-        "input_ids": torch.full((1, 3), 777),
-        "attention_mask": torch.zeros(1, 3, dtype=torch.long),
-        "x": torch.full((1, 7), 777.0, dtype=torch.float64),
-        "nested": [torch.full((1,), 777)],
-    }
-    made = synthetic_like(real)
-    assert made["input_ids"].shape == (4, 3)
-    assert made["x"].dtype == torch.float64
-    assert set(made["input_ids"].flatten().tolist()) <= {0, 1}
-    assert bool((made["attention_mask"] == 1).all())
-    assert not any((t == 777).any() for t in (made["input_ids"], made["x"], made["nested"][0]))

@@ -40,6 +40,14 @@ OTHERS: dict[str, Method] = {
 CELLS = [pytest.param(m, f, id=f"{name}-{f}") for name, m in LOCKED.items() for f in FAMILIES]
 CELLS += [pytest.param(m, f, id=f"{name}-{f}") for name, m in OTHERS.items() for f in ("bert", "gpt2")]
 CELLS += [pytest.param(dpft.LoRA(rank=2, targets=("c_attn:q", "c_attn:v"), pattern="lock"), "gpt2", id="lora parts")]
+BESIDE: dict[str, Method] = {  # the sparse layers stay frozen
+    "adapter": dpft.Adapter(bottleneck=4),
+    "prompt": dpft.PromptTuning(length=3),
+    "lst": dpft.Ladder(reduction=2),
+    "raft": dpft.RAFT(),
+    "sparse-adapter": dpft.SparseAdapter(bottleneck=4, density=0.5),
+}
+FROZEN = [pytest.param(m, f, id=f"{name}-{f}") for name, m in BESIDE.items() for f in ("bert", "gpt2")]
 MERGING: list[Method] = [dpft.LoRA(rank=2), dpft.DSEE(rank=2, nonzeros=4), dpft.Full(), dpft.IA3(), dpft.BitFit()]
 
 
@@ -101,11 +109,11 @@ def freeze_unused(t: Any) -> None:
         p.requires_grad_(g is not None)
 
 
-@pytest.mark.parametrize(("method", "family"), CELLS)
+@pytest.mark.parametrize(("method", "family"), CELLS + FROZEN)
 def test_gradients_equal_the_oracle(
     method: Method, family: str, sparse: Callable[..., Any], same_form: Callable[..., None]
 ) -> None:
-    """A6: as for every method; here the loss is a function of the entries that train alone."""
+    """A6: as for every method; where the zeros are locked, the loss is a function of the entries that train alone."""
     t = sparse(family, method)
     freeze_unused(t)
     away_from_zero(t.model)
@@ -147,6 +155,25 @@ def test_zeros_stay_zero_from_the_first_step_to_the_merged_model(
     assert all(torch.equal(found[name], mask) for name, mask in pattern.items())
     now = {name: t.model.get_submodule(name).get_parameter("weight") for name in pattern}
     assert any(not torch.equal(now[name], before[name]) for name in pattern)
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+@pytest.mark.parametrize(("method", "family"), FROZEN)
+def test_what_trains_beside_a_sparse_model_leaves_it_as_it_is(
+    method: Method, family: str, sparse: Callable[..., Any], tmp_path: Path
+) -> None:
+    """To the bit, under noise and weight decay; saved and put onto the sparse model again, it computes the same."""
+    t = sparse(family, method)
+    assert not any(isinstance(m, SparseLinear) for m in t.model.modules())
+    freeze_unused(t)
+    before = {name: p.clone() for name, p in t.model.named_parameters()}
+    private_steps(t, tmp_path / "ledger.jsonl", torch.optim.AdamW(trained(t.model), lr=0.05, weight_decay=0.3), 2)
+    for name, p in t.model.named_parameters():
+        assert torch.equal(p, before[name]) != p.requires_grad, name
+    assert sum(int((p == 0).sum()) for p in t.model.parameters() if not p.requires_grad) > 1000
+    dpft.save_adapter(t.model, method, tmp_path / "adapter", base="tiny", train=t.heads)
+    loaded = PeftModel.from_pretrained(sparse(family).model, tmp_path / "adapter").double()
+    torch.testing.assert_close(replace(t, model=loaded).logits(), t.logits(), rtol=1e-9, atol=1e-9)
 
 
 def test_only_the_entries_that_move_are_counted(sparse: Callable[..., Any]) -> None:

@@ -38,7 +38,7 @@ TRAINED: list[tuple[str, Method, str]] = [
     ("bert", Full(("all-linear",)), r"layer\.\d\..*(query|key|value|dense)\."),
     ("gpt2", Full(("all-linear",), biases=False), r"(c_attn|c_proj|c_fc)\.weight$"),
     ("llama", Full(("all-linear",)), r"_proj\.weight$"),
-    *((family, TokenRows(TOKENS), r"\.rows$") for family in ("bert", "gpt2", "llama")),
+    *((family, TokenRows(TOKENS), r"\.rows\.weight$") for family in ("bert", "gpt2", "llama")),
 ]
 IDENTIFIERS = [f"{family}-{method}".replace(" ", "") for family, method, _ in TRAINED]
 

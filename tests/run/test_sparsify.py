@@ -190,3 +190,50 @@ def test_the_command_line(place: Any, text: Path) -> None:
     assert "NOT PRIVATE" in answer.out
     assert "50.0% of the blocks' Linear weights are zero" in answer.out
     assert (place.folder / "sparse" / "sparsity.json").is_file()
+
+
+def test_a_text_that_was_declared_public_can_not_be_private(place: Any) -> None:
+    """Of the model itself or of the one that it was made of; a run on other records trains."""
+    options = ("--steps", "4", "--batch", "2", "--length", "8", "--sparsity", "0.5", "--public")
+    assert place.dpft("sparsify", "./bert", "--to", "once", "--text", "records.csv", *options).code == 0
+    (place.folder / "other.txt").write_text("the film was good and the plot was dull but fine\n" * 40)
+    assert place.dpft("sparsify", "./once", "--to", "twice", "--text", "other.txt", *options).code == 0
+    assert len(json.loads((place.folder / "twice" / "sparsity.json").read_text())["declared_public"]) == 2
+    for folder in ("once", "twice"):
+        answer = place.dpft("run", "tiny.toml", "--set", f"model.source=./{folder}")
+        assert answer.code == 3
+        assert f"The sparse model folder:{folder} (model.source) was made without privacy from text:records.csv" in (
+            answer.err
+        )
+        assert not place.run.exists()
+    place.records(40, changed="x")
+    answer = place.dpft("run", "tiny.toml", "--set", "model.source=./twice", "--set", "privacy.steps=1")
+    assert answer.code == 0, answer.err
+    path = place.folder / "once" / "sparsity.json"
+    path.write_text('{"declared_public": 3}')
+    answer = place.dpft("run", "tiny.toml", "--set", "model.source=./once")
+    assert (answer.code, "sparsity.json in once is damaged" in answer.err) == (2, True)
+
+
+def test_from_a_sparse_model_to_a_private_one_with_the_same_zeros(place: Any, text: Path) -> None:
+    """Sparsify, train privately, export: locked zeros are there without asking, others by --keep-pattern alone."""
+    options = ("--steps", "4", "--batch", "2", "--length", "8", "--sparsity", "0.5", "--public")
+    assert place.dpft("sparsify", "./bert", "--to", "sparse", "--text", str(text), *options).code == 0
+    zeros = {name: m.weight == 0 for name, m in linears(AutoModel.from_pretrained(place.folder / "sparse"), ALL)}
+    full = ("method.name=full", 'method.targets=["all-linear"]', "method.rank=")
+    for out, fields in (("lora", ()), ("locked", ('method.pattern="lock"',)), ("full", full)):
+        sets = [part for f in ("model.source=./sparse", "privacy.steps=2", *fields) for part in ("--set", f)]
+        answer = place.dpft("run", "tiny.toml", "--out", out, *sets)
+        assert answer.code == 0, answer.err
+        base = ("--merge", "--base", "sparse")
+        answer = place.dpft("export", out, "--to", f"{out}-merged", *base)
+        if out == "lora":
+            assert answer.code == 2
+            assert "--keep-pattern" in answer.err
+            answer = place.dpft("export", out, "--to", f"{out}-merged", *base, "--keep-pattern")
+        assert answer.code == 0, answer.err
+        merged = dict(linears(AutoModel.from_pretrained(place.folder / f"{out}-merged"), ALL))
+        dense = dict(linears(AutoModel.from_pretrained(place.folder / "sparse"), ALL))
+        assert all(torch.equal(merged[name].weight == 0, mask) for name, mask in zeros.items())
+        moved = [name for name in zeros if not torch.equal(merged[name].weight, dense[name].weight)]
+        assert len(moved) == (len(zeros) if out == "full" else 2)

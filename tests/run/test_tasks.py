@@ -165,9 +165,21 @@ def test_an_exported_language_model_writes_without_dpft(place: Any) -> None:
     assert answer.code == 0, answer.err
     readme = (place.folder / "out" / "README.md").read_text()
     code = re.findall(r"```python\n(.*?)```", readme, re.S)[0].replace("path/to/this/folder", "out")
-    script = (
-        code
-        + "\nimport sys\nprint(len(write('the film', max_new_tokens=3, do_sample=False)) > 0)\nassert 'dpft' not in sys.modules"
-    )
+    code += "\nassert isinstance(write('the film', max_new_tokens=3), str)"
+    script = f"{code}\nimport sys\nassert 'dpft' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", script], cwd=place.folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_what_a_model_writes_is_scored_and_shown(place: Any) -> None:
+    """Scores stay private unless the held-out records are public; texts after public prompts are in the report."""
+    writing = ('generate.metrics=["bleu", "rouge-l"]', 'generate.prompts=["the film <b>"]', "generate.max_new_tokens=4")
+    run(place, "seq2seq", *writing, "evaluate.public=false")
+    kept = json.loads((place.run / "private" / "evaluation.json").read_text())
+    assert {"bleu", "rouge-l", "perplexity"} <= {name.lower() for name in kept}
+    assert not (place.run / "metrics.jsonl").exists()
+    texts = json.loads((place.run / "samples.json").read_text())["samples"]
+    assert [sample["prompt"] for sample in texts] == ["the film <b>"]
+    assert len(texts[0]["texts"]) == 2
+    page = (place.run / "report.html").read_text()
+    assert "the film &lt;b&gt;" in page

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dpft.engine.accumulate import Accumulator
 from dpft.engine.microbatch import LogicalBatch
-from dpft.engine.preflight import synthetic_like
+from dpft.engine.synthetic import synthetic_like
 from dpft.errors import PrivacyError, TrainingError
 from dpft.per_sample import per_example_gradients
 from dpft.per_sample.capture import trainable

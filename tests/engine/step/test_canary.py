@@ -52,7 +52,7 @@ def test_the_instrument_fires(bench: Any, monkeypatch: pytest.MonkeyPatch, fault
         monkeypatch.setattr(noise, "standard_normal", lambda source, n: real(source, n) / 2)
     else:  # the mean of the micro-batch is clipped, and counted once for each of its examples
 
-        def clipped(forms: Any, bound: float) -> Any:
+        def clipped(forms: Any, bound: float, _clipping: str) -> Any:
             means = {name: form.dense().mean(dim=0) for name, form in forms.items()}
             examples = next(iter(forms.values())).batch
             norm = math.sqrt(sum(float(m.square().sum()) for m in means.values()))
