@@ -137,7 +137,7 @@ def expected_batch(records: int, rules: Rules = RULES) -> int:
     """
     exact = min(rules.batch * math.sqrt(records), records)
     digits = 10 ** max(math.floor(math.log10(exact)) - 1, 0)
-    return min(max(round(exact / digits) * digits, 1), records)
+    return int(min(max(round(exact / digits) * digits, 1), records))
 
 
 def epochs_for(epsilon: float, rules: Rules = RULES) -> float:
