@@ -62,6 +62,7 @@ def test_a_recipe_is_its_row(row: dict[str, Any]) -> None:
     assert (optimizer.name, optimizer.weight_decay) == ("adamw", 0.01)
     assert (optimizer.schedule, optimizer.warmup) == (("linear", 0.06) if glue else ("constant", 0.0))
     assert recipe.train.label_smoothing == (0.0 if glue else 0.1)
+    assert recipe.data.separator == (" " if glue else "<|endoftext|> ")
     assert recipe.evaluate.public
 
 
