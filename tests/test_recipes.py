@@ -9,6 +9,7 @@ import pytest
 from dpft.config import load_recipe
 from dpft.peft.registry import METHODS
 from dpft.reproduce.dry import planned
+from dpft.suggest import remarks
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "recipes").glob("**/*.toml"))
@@ -19,6 +20,7 @@ def test_recipe_can_be_planned(path: Path) -> None:
     recipe = load_recipe(path)
     made = planned(recipe)  # many recipes have one mechanism, which takes seconds to certify
     assert recipe.privacy.epsilon is None or made.epsilon.upper <= recipe.privacy.epsilon
+    assert path.parent.name != "local" or remarks(made) == ()  # our own advice, followed
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

@@ -12,6 +12,8 @@ from typing import Annotated, Any
 
 import typer
 
+from dpft.cli.init import init_command
+
 app = typer.Typer(
     name="dpft",
     help="Differentially private fine-tuning: plan a budget, train under it, show the books.",
@@ -34,6 +36,8 @@ Rate = Annotated[
     typer.Option("--sample-rate", help="Chance of each record to join a batch (secret number of records)."),
 ]
 Examples = Annotated[int | None, typer.Option(help="Public number of training records.")]
+
+app.command("init")(init_command)
 
 
 @app.command("run")
@@ -72,8 +76,17 @@ def plan_command(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Choose the noise for a budget and certify it. Touches no private data."""
-    from dpft.cli.plan import cost_of_recipe, plan_for_options, plan_for_recipe, risk_from, show_plan
+    """Choose the noise for a budget and certify it; with --epsilon and --examples alone, suggest the rest, too.
+
+    Touches no private data."""
+    from dpft.cli.plan import (
+        cost_of_recipe,
+        plan_for_options,
+        plan_for_recipe,
+        risk_from,
+        show_plan,
+        with_suggested,
+    )
 
     options = {
         "epsilon": epsilon, "noise_multiplier": noise_multiplier, "delta": delta, "examples": examples,
@@ -85,8 +98,10 @@ def plan_command(
         made = plan_for_recipe(recipe, overrides or [], beside)
         show_plan(made, cost=cost_of_recipe(recipe, overrides or [], made), as_json=as_json)
     else:
-        made, search = plan_for_options(overrides or [], options, risk_from(**risk), mean_trials)
-        show_plan(made, search, as_json=as_json)
+        target = risk_from(**risk)
+        options, suggested = with_suggested(options, target)
+        made, search = plan_for_options(overrides or [], options, target, mean_trials)
+        show_plan(made, search, suggested, as_json=as_json)
 
 
 @app.command("account")

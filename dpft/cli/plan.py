@@ -11,14 +11,17 @@ from typing import Any
 from dpft_accounting import Budget, Risk, TuningPlan, plan_tuning
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from dpft.config import load_recipe
+from dpft.config.dump import toml_value
 from dpft.config.explain import shown
 from dpft.cost import Estimate, estimates, in_words
 from dpft.engine.plan import Plan, plan, plan_from
 from dpft.errors import InputError
 from dpft.report.statement import adjacency_in_words
 from dpft.report.write import figure
+from dpft.suggest import Suggestion, delta_for, remarks, suggest
 
 
 def plan_for_recipe(path: Path, overrides: list[str], options: dict[str, Any]) -> Plan:
@@ -57,15 +60,36 @@ def plan_for_options(
     return plan(**{**options, "epsilon": None, "noise_multiplier": search.sigma}), search
 
 
+def with_suggested(options: dict[str, Any], risk: Risk | None = None) -> tuple[dict[str, Any], Suggestion | None]:
+    """The options, completed by a suggestion where they name a budget and a public size and nothing of the work."""
+    work = ("expected_batch", "epochs", "steps", "sample_rate", "noise_multiplier")
+    epsilon, examples = options["epsilon"], options["examples"]
+    if risk is not None or epsilon is None or examples is None or any(options[name] is not None for name in work):
+        return options, None
+    found = suggest(examples, epsilon)
+    chosen = {"expected_batch": found.expected_batch, "epochs": found.epochs}
+    usual = {"delta": delta_for(examples), "clip": found.clip}
+    return {**options, **chosen, **{k: v if options[k] is None else options[k] for k, v in usual.items()}}, found
+
+
 def risk_from(advantage: float | None, tpr: float | None, fpr: float | None) -> Risk | None:
     """The attack risk that the options allow, if any."""
     return None if advantage is tpr is fpr is None else Risk(advantage=advantage, tpr=tpr, fpr=fpr)
 
 
-def show_plan(made: Plan, search: TuningPlan | None = None, cost: Sequence[Estimate] = (), *, as_json: bool) -> None:
-    """Print the plan as a table, or as JSON."""
+def show_plan(
+    made: Plan,
+    search: TuningPlan | None = None,
+    suggested: Suggestion | None = None,
+    cost: Sequence[Estimate] = (),
+    *,
+    as_json: bool,
+) -> None:
+    """Print the plan as a table, or as JSON; with the settings that were suggested for it, or a remark on its own."""
     if as_json:
         value = made.to_dict()
+        if suggested is not None:
+            value["suggested"] = {line.key: line.value for line in suggested.lines()}
         if search is not None:
             value["search"] = {"mechanism": search.select.to_dict(), "epsilon": search.bound.to_dict()}
         if cost:
@@ -73,17 +97,30 @@ def show_plan(made: Plan, search: TuningPlan | None = None, cost: Sequence[Estim
         print(json.dumps(value, indent=2, allow_nan=False))
         return
     console = Console()
+    if suggested is not None:
+        console.print(suggested_table(suggested))
+        console.print()
     table = plan_table(made)
     for one in cost:
         rough = f"about {in_words(one.seconds)} and {one.bytes / 1e9:.1f} GB"
         table.add_row("time, memory", f"{rough} on {one.machine} (an estimate, training alone)")
     console.print(table)
+    for remark in remarks(made) if suggested is None else ():
+        console.print(f"Suggestion: {remark}", highlight=False, markup=False, soft_wrap=True)
     if search is not None:
         console.print(
             f"That is one trial. The best of K such trials, K geometric with mean {search.select.mean:g}: epsilon "
             f"{figure(search.bound.upper)} in all at delta {made.delta:g}, if nothing of a losing trial leaves.",
             highlight=False, soft_wrap=True,
         )  # fmt: skip
+
+
+def suggested_table(suggested: Suggestion) -> Table:
+    """Lines for a recipe, by dotted key as ``--set`` takes them, with their reasons."""
+    table = Table(title="Suggested", title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
+    for line in suggested.lines():
+        table.add_row(Text(f"{line.key} = {toml_value(line.value)}"), Text(line.why, style="dim"))
+    return table
 
 
 def plan_table(made: Plan) -> Table:

@@ -21,10 +21,11 @@ def dump_recipe(recipe: Recipe) -> str:
 
 
 def _lines(table: dict[str, Any]) -> str:
-    return "".join(f"{key} = {_value(value)}\n" for key, value in table.items())
+    return "".join(f"{key} = {toml_value(value)}\n" for key, value in table.items())
 
 
-def _value(value: object) -> str:
+def toml_value(value: object) -> str:
+    """A recipe's value as TOML, on one line."""
     match value:
         case bool():
             return "true" if value else "false"
@@ -34,7 +35,7 @@ def _value(value: object) -> str:
             # JSON's escapes are TOML's; DEL, which only TOML wants escaped, is refused in every text.
             return json.dumps(value, ensure_ascii=False)
         case list() | tuple():
-            return "[" + ", ".join(_value(item) for item in value) + "]"
+            return "[" + ", ".join(toml_value(item) for item in value) + "]"
         case dict():
-            return "{ " + ", ".join(f"{key} = {_value(item)}" for key, item in value.items()) + " }"
+            return "{ " + ", ".join(f"{key} = {toml_value(item)}" for key, item in value.items()) + " }"
     raise TypeError(f"no TOML for {type(value).__name__}")  # unreachable: sections hold only the above

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from dpft.config import DataSection
-from dpft.data.parquet import parquet_rows
+from dpft.data.parquet import parquet_columns, parquet_rows
 from dpft.data.rows import MAX_CHARACTERS, Row, check_columns
 from dpft.errors import InputError
 
@@ -34,6 +34,21 @@ def local_rows(section: DataSection, field: str, pattern: str) -> Iterator[Row]:
     read = _READERS[section.source]
     for path in _matching_files(field, pattern):
         yield from (row._replace(folder=path.parent) for row in read(path, section))
+
+
+def column_names(source: str, path: Path) -> tuple[str, ...]:
+    """The names of a file's columns: a CSV's header, the keys of the first JSON object, a Parquet file's schema.
+
+    No value is looked at, and nothing behind the header or the first object. The order is the file's."""
+    if source == "parquet":
+        return parquet_columns(path)
+    with _opened(path) as file:
+        if source == "csv":
+            return _csv_header(_csv_reader(file, path), path)
+        for number, line in _lines(file, path):
+            if line.strip():
+                return tuple(_checked_object(line, number, path))
+    raise InputError(f"{path.name}: expected a JSON object in each line, found an empty file.")
 
 
 def _matching_files(field: str, pattern: str) -> list[Path]:
@@ -51,12 +66,8 @@ def _matching_files(field: str, pattern: str) -> list[Path]:
 def _csv_rows(path: Path, section: DataSection) -> Iterator[Row]:
     """Rows of an RFC 4180 file with a header; every value is text."""
     with _opened(path) as file:
-        reader = csv.reader((line for _, line in _lines(file, path)), strict=True)
-        header = _next_csv(reader, f"the header of {path.name}")
-        if header is None:
-            raise InputError(f"{path.name}: expected a header with the columns' names, found an empty file.")
-        if len(set(header)) < len(header):
-            raise InputError(f"{path.name}: expected each column once in the header; rename the others.")
+        reader = _csv_reader(file, path)
+        header = _csv_header(reader, path)
         check_columns(header, section, path.name)
         number = 1
         while (values := _next_csv(reader, f"row {number} of {path.name}")) is not None:
@@ -69,6 +80,19 @@ def _csv_rows(path: Path, section: DataSection) -> Iterator[Row]:
                 )
             yield Row(place, dict(zip(header, values, strict=True)))
             number += 1
+
+
+def _csv_reader(file: BinaryIO, path: Path) -> Iterator[list[str]]:
+    return csv.reader((line for _, line in _lines(file, path)), strict=True)
+
+
+def _csv_header(reader: Iterator[list[str]], path: Path) -> tuple[str, ...]:
+    header = _next_csv(reader, f"the header of {path.name}")
+    if header is None:
+        raise InputError(f"{path.name}: expected a header with the columns' names, found an empty file.")
+    if len(set(header)) < len(header):
+        raise InputError(f"{path.name}: expected each column once in the header; rename the others.")
+    return tuple(header)
 
 
 def _next_csv(reader: Iterator[list[str]], place: str) -> list[str] | None:
@@ -89,16 +113,21 @@ def _json_rows(path: Path, section: DataSection) -> Iterator[Row]:
         for number, line in _lines(file, path):
             if not line.strip():
                 continue
-            values = _json_object(line)
-            if values is None:
-                raise InputError(
-                    f"line {number} of {path.name} is not a JSON object with unique keys; "
-                    "expected JSON lines, one object a line."
-                )
+            values = _checked_object(line, number, path)
             if first:
                 check_columns(values, section, path.name)
                 first = False
             yield Row(f"line {number} of {path.name}", values)
+
+
+def _checked_object(line: str, number: int, path: Path) -> dict[str, Any]:
+    values = _json_object(line)
+    if values is None:
+        raise InputError(
+            f"line {number} of {path.name} is not a JSON object with unique keys; "
+            "expected JSON lines, one object a line."
+        )
+    return values
 
 
 def _json_object(line: str) -> dict[str, Any] | None:

@@ -25,6 +25,11 @@ def parquet_rows(path: Path, section: DataSection) -> Iterator[Row]:
             number += 1
 
 
+def parquet_columns(path: Path) -> tuple[str, ...]:
+    """The names of the columns, from the file's schema alone."""
+    return tuple(_opened(path).schema_arrow.names)
+
+
 def _opened(path: Path) -> Any:
     import pyarrow  # type: ignore[import-untyped]
     import pyarrow.parquet  # type: ignore[import-untyped]

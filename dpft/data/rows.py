@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from difflib import get_close_matches
 from typing import Literal
 
 from dpft.config import DataSection
@@ -14,7 +15,16 @@ from dpft.data.records import Record
 from dpft.data.row import MAX_CHARACTERS, Row, text_of, value_of, words_of
 from dpft.errors import InputError
 
-__all__ = ["MAX_CHARACTERS", "LabelIds", "Row", "check_columns", "group_of", "read_records", "wanted_columns"]
+__all__ = [
+    "MAX_CHARACTERS",
+    "LabelIds",
+    "Row",
+    "check_columns",
+    "group_of",
+    "no_column",
+    "read_records",
+    "wanted_columns",
+]
 
 _HARMLESS_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
 _MAX_NAMES = 20
@@ -31,7 +41,15 @@ def check_columns(found: Iterable[str], section: DataSection, where: str) -> Non
     found = tuple(found)
     for field, name in wanted_columns(section).items():
         if name not in found:
-            raise InputError(f'data.{field}: {where} has no column "{name}"; it has {_listed(found)}.')
+            raise no_column(f"data.{field}", name, found, where)
+
+
+def no_column(place: str, name: str, found: Iterable[str], where: str) -> InputError:
+    """The error for a column that ``where`` does not have, with the nearest that it has."""
+    names = tuple(found)
+    near = get_close_matches(name, [other for other in names if _HARMLESS_NAME.fullmatch(other)], n=1)
+    guess = f'did you mean "{near[0]}"? It' if near else "it"
+    return InputError(f'{place}: {where} has no column "{name}"; {guess} has {_listed(names)}.')
 
 
 def wanted_columns(section: DataSection) -> dict[str, str]:

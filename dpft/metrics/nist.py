@@ -40,7 +40,7 @@ def nist(written: Sequence[str], references: Sequence[Sequence[str]]) -> float:
 def _information(n: int, texts: list[Tokens], groups: list[list[Tokens]]) -> float:
     """Bits that an n-gram which was written carries, on average."""
     counts = _counts(groups, n)
-    before = _counts(groups, n - 1) if n > 1 else Counter({(): counts.total()})
+    before: Counter[Ngram] = _counts(groups, n - 1) if n > 1 else Counter({(): counts.total()})
     found, total = 0.0, 0
     for text, group in zip(texts, groups, strict=True):
         own = ngrams(text, n)

@@ -142,7 +142,7 @@ def _ready(model: Any, compute: torch.dtype) -> Iterator[None]:
     saved, modes = model.generation_config, {m: m.training for m in model.modules()}
     with ExitStack() as stack:
         for context in (torch.no_grad(), quiet(), products_in(compute, next(model.parameters()).device)):
-            stack.enter_context(context)  # type: ignore[arg-type]
+            stack.enter_context(context)
         stack.callback(_set_back, model, saved, modes)
         model.eval()
         model.generation_config = GenerationConfig(**{name: getattr(saved, name, None) for name in _TOKENS})

@@ -225,8 +225,8 @@ def test_the_source_gives_records(monkeypatch: pytest.MonkeyPatch) -> None:
     data = load_text_data(validate(DataSection, values))
     assert [record.label for record in data.train] == [1, 0, 0]
     assert (data.labels, data.public_id) == (("bad", "good"), "movie-reviews@train")
-    with pytest.raises(InputError, match='movie-reviews has no column "sentence"; it has the columns text, label'):
-        load_text_data(validate(DataSection, {**values, "text": "sentence"}))
+    with pytest.raises(InputError, match='movie-reviews has no column "body"; it has the columns text, label'):
+        load_text_data(validate(DataSection, {**values, "text": "body"}))
 
 
 def rows(config: str | None, columns: dict[str, str]) -> list[Row]:

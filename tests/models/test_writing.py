@@ -185,6 +185,15 @@ def test_samples_are_drawn_as_often_as_they_are_likely(name: str) -> None:
     assert float((share - expected).abs().max()) < 5 * (0.25 / len(drawn)) ** 0.5
 
 
+def test_samples_come_from_the_whole_vocabulary() -> None:
+    """transformers' own default is the 50 most likely tokens."""
+    config = hf.GPT2Config(n_embd=16, n_layer=1, n_head=2, n_positions=32, **{**_ENDS, "vocab_size": 100})
+    model = hf.GPT2LMHeadModel._from_config(config).eval()
+    torch.nn.init.zeros_(model.transformer.wte.weight)  # tied to the head: all tokens are as likely
+    drawn = sample(model, [[5]], GenerateSection(max_new_tokens=8, samples=100, top_p=1.0), NO_END, seed=0)
+    assert {token for text in drawn[0] for token in text} == set(range(100))
+
+
 def test_texts_end_where_model_tokenizer_and_recipe_say() -> None:
     model = made("gpt2")
     section = Section(stop=(5, 2))
