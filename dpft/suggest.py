@@ -136,7 +136,7 @@ def expected_batch(records: int, rules: Rules = RULES) -> int:
     [50, 270, 800, 2200]
     """
     exact = min(rules.batch * math.sqrt(records), records)
-    digits = 10 ** max(math.floor(math.log10(exact)) - 1, 0)
+    digits: int = 10 ** max(math.floor(math.log10(exact)) - 1, 0)
     return min(max(round(exact / digits) * digits, 1), records)
 
 
