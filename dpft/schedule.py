@@ -40,7 +40,8 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """The recipe's optimizer, with the head's parameters at their own rate.
 
-    ``plan`` says how much noise there is in its gradients; without one there is none. There are always two groups, and the first is empty where the head alone trains."""
+    ``plan`` says how much noise there is in its gradients; without one there is none. There are always two groups, and
+    the first is empty where the head alone trains."""
     heads = {id(p) for p in head.parameters()}
     body = [p for p in model.parameters() if p.requires_grad and id(p) not in heads]
     groups: Iterable[dict[str, Any]] = [

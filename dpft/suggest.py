@@ -136,8 +136,8 @@ def expected_batch(records: int, rules: Rules = RULES) -> int:
     [50, 270, 800, 2200]
     """
     exact = min(rules.batch * math.sqrt(records), records)
-    digits: int = 10 ** max(math.floor(math.log10(exact)) - 1, 0)
-    return min(max(round(exact / digits) * digits, 1), records)
+    digits = 10 ** max(math.floor(math.log10(exact)) - 1, 0)
+    return int(min(max(round(exact / digits) * digits, 1), records))
 
 
 def epochs_for(epsilon: float, rules: Rules = RULES) -> float:

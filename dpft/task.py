@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dpft.config import DataSection
+from dpft.config import DataSection, ModelSection
 from dpft.data import (
     Collator,
     ImageCollator,
@@ -35,7 +35,7 @@ from dpft.models.build import TaskModel
 from dpft.models.classifier import ImageClassifier
 from dpft.models.losses import LOSSES, Loss, causal_lm_loss, classification_loss, seq2seq_loss
 from dpft.models.pixels import image_shape, patches
-from dpft.models.source import ModelSource, load_tokenizer
+from dpft.models.source import ModelSource, load_tokenizer, resolve
 from dpft.peft.soft_prompt import cost
 from dpft.score_written import Source, grouped
 
@@ -170,3 +170,8 @@ def task_of(section: DataSection, source: ModelSource, model: TaskModel, label_s
             f"{found}, or other records."
         )
     return Images(section, model) if section.images else Texts(section, source, model, label_smoothing)
+
+
+def tokenizer_of(section: ModelSection, source: ModelSource) -> ModelSource:
+    """Where the tokenizer comes from: the model, unless the recipe names another."""
+    return resolve(section.tokenizer) if section.tokenizer else source

@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from dpft.cache.shared import caches_in
 from dpft.errors import DpftError, InputError
 from dpft.files import read_json
 
@@ -26,13 +27,15 @@ def cache_of(run: Path) -> Path:
 
 
 def find(path: Path) -> list[Path]:
-    """The caches in ``path``: a run's folder, a folder of runs, or a cache itself.
+    """The caches in ``path``: a run's folder, a folder of runs, one that runs share, or a cache itself.
 
     InputError where there is no such folder; an empty list where it holds none."""
     if not path.is_dir():
-        raise InputError(f"Expected {path} to be a run's folder, or a folder of runs; there is none.")
+        raise InputError(f"Expected {path} to be a run's folder, a folder of runs, or cache.folder; there is none.")
     if path.name == "cache" and path.parent.name == "private":
         return [path]
+    if shared := caches_in(path):
+        return shared
     candidates = [path, *sorted(inner for inner in path.iterdir() if inner.is_dir())]
     return [found for run in candidates if (found := cache_of(run)).is_dir()]
 

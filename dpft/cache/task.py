@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from dpft.cache.build import fill, key_of
 from dpft.cache.folder import delete
 from dpft.cache.frozen import computed_in, find
 from dpft.cache.replay import Replay
+from dpft.cache.shared import alone, shared_place
 from dpft.cache.store import DTYPES, Layout, Store, reopened, written
 from dpft.config.cache_section import CacheSection
 from dpft.data.load import Data
@@ -28,12 +30,14 @@ RECORD = "record"
 
 
 class CachedTask:
-    """``task`` with a cache in ``folder``, for the training of an attached ``model`` (see :class:`dpft.task.Task`).
+    """``task`` with a cache in ``folder``, or in the section's own, for the training of an attached ``model`` (see
+    :class:`dpft.task.Task`).
 
     The model is under taps until :meth:`finish`: batches made here run on the cache, all others run it whole. Raises
-    :class:`InputError`, before any record is read, where the model and its method leave nothing to cache, and where the
-    section's number type can't hold what the synthetic batch gives. A record that it can't hold is no error, since one
-    record must not end a run: its gradient is not finite and counts as zero."""
+    :class:`InputError`, before any record is read, where the model and its method leave nothing to cache, where the
+    section's own folder is no private one, and where its number type can't hold what the synthetic batch gives. That it
+    can't hold a record is no error, since one record must not end a run: its gradient is not finite and counts as
+    zero."""
 
     def __init__(
         self, section: CacheSection, task: Task, model: nn.Module, loss: Loss, folder: Path,
@@ -44,6 +48,8 @@ class CachedTask:
         synthetic = to_device(task.synthetic(), next(model.parameters()).device)
         cut = find(model, loss, synthetic, compute)
         self._key = key_of(model, cut, compute)
+        if section.folder is not None:
+            self._folder = shared_place(Path(section.folder).expanduser(), self._key, section.dtype)
         self._replay = Replay(model, cut)
         recorded = _kept_as(section.dtype, self._replay.record(self._loss, synthetic))
         self._synthetic = self._replay.batch(synthetic, recorded)
@@ -76,12 +82,13 @@ class CachedTask:
         costs = np.array([self._task.length(example) for example in examples], dtype=np.int64)
         places = tuple(point.place for point in cut.points)
         layout = Layout(self._key, places, cut.width, self._section.dtype, self._lengths(costs), examples)
-        self._store = reopened(self._folder, layout)
-        if self._store is None:
-            say("computing once what stays frozen")
-            self._store = written(self._folder, layout, lambda write: fill(
-                write, self._replay, self._loss, examples, costs, self._task.collate, self._budget
-            ))  # fmt: skip
+        with alone(self._folder) if self._section.folder else nullcontext():
+            self._store = reopened(self._folder, layout)
+            if self._store is None:
+                say("computing once what stays frozen")
+                self._store = written(self._folder, layout, lambda write: fill(
+                    write, self._replay, self._loss, examples, costs, self._task.collate, self._budget
+                ))  # fmt: skip
         short = cut.tokens == 0
         return [{**({"label": e["label"]} if short else e), RECORD: i} for i, e in enumerate(examples)]
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dpft.config.presets import PRESETS
-from dpft.peft.families import FAMILIES
+from dpft.peft.families import ALIASES, FAMILIES
 from dpft.peft.registry import METHODS, cells
 
 _WIDTH = 100
@@ -28,6 +28,8 @@ def show_methods(*, as_json: bool) -> None:
     for family in FAMILIES.values():
         if family.note:
             console.print(f"{family.model_type}: {family.note}")
+    for row in dict.fromkeys(ALIASES.values()):
+        console.print(f"like {row}: {', '.join(alias for alias, like in ALIASES.items() if like == row)}")
     console.print()
     console.print(_methods())
     if PRESETS:

@@ -44,10 +44,10 @@ class AdamBC(torch.optim.Optimizer):
 
     @torch.no_grad()
     def second_moment(self, p: nn.Parameter, group: dict[str, Any]) -> Tensor:
-        """Estimate of the squared gradient without its noise, of p's shape; below zero by chance where there is none."""
+        """The squared gradient without its noise, estimated, of p's shape; below zero at times where there is none."""
         state, beta = self.state[p], group["betas"][1]
         moment: Tensor = state["exp_avg_sq"] / (1 - beta ** state["step"])
-        return moment - group["noise_std"] ** 2
+        return moment - float(group["noise_std"]) ** 2
 
     def _update(self, p: nn.Parameter, gradient: Tensor, group: dict[str, Any]) -> None:
         state, (beta1, beta2) = self.state[p], group["betas"]

@@ -35,8 +35,9 @@ class PrivateEngine(AbstractContextManager["PrivateEngine"]):
     which every step is written before its noise is drawn; ``dataset`` and ``run`` name the data set and this
     training in it. With ``resume`` a run that the ledger already holds is continued: its charged steps stay
     charged. ``token_budget`` is the size of a micro-batch in tokens, padding included; ``compute`` = bfloat16
-    runs the model's matrix products in that type. ``scale`` multiplies gradients before they are clipped, and is taken
-    out again after the noise; the engine teaches it noised gradients alone. ``on_step`` receives figures that are private and must stay so.
+    runs the model's matrix products in that type. ``scale`` multiplies gradients before they are clipped, and is
+    taken out again after the noise; it learns from noised gradients alone. ``on_step`` receives figures that are
+    private and must stay so.
 
     Guarantee: the sequence of all parameter values after every step is (epsilon, delta)-DP as the plan
     certifies, for its unit and adjacency. Not covered: the timing of steps, and whatever the caller derives

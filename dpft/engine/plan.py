@@ -32,9 +32,9 @@ class Plan:
     """What will run, and what it costs.
 
     Units: ``clip`` is the largest norm of one example's gradient, whichever kind of ``clipping`` brings it there;
-    ``noise_multiplier`` is the noise's standard deviation over ``clip``; ``sample_rate`` the probability with which each record joins a logical batch;
-    ``expected_batch_size`` the public constant that the noised sum is divided by (never the realised size);
-    ``epsilon`` the certified bound at ``delta`` for all ``steps``."""
+    ``noise_multiplier`` is the noise's standard deviation over ``clip``; ``sample_rate`` the probability with which
+    each record joins a logical batch; ``expected_batch_size`` the public constant that the noised sum is divided by
+    (never the realised size); ``epsilon`` the certified bound at ``delta`` for all ``steps``."""
 
     unit: Unit
     sample_rate: float

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
-import os
+import io
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -120,8 +120,9 @@ def _load(auto: Any, source: ModelSource, **options: Any) -> Any:
             raise InputError(
                 f'The weights of {source.public_name!r} need the package gguf: pip install "dpft[language]".'
             )
+    bars = io.StringIO()  # of transformers' reader of GGUF files, which can't be turned off otherwise
     try:
-        with quiet(), _no_bars():
+        with quiet(), redirect_stderr(bars) if source.gguf else nullcontext():
             return auto.from_pretrained(
                 source.location, revision=source.revision or "main", trust_remote_code=False, **options
             )
@@ -131,14 +132,3 @@ def _load(auto: Any, source: ModelSource, **options: Any) -> Any:
             f"Can't load model.source={source.public_name!r}: {first} Check the name, the connection to the hub, "
             "or give a local folder with config.json and model.safetensors."
         ) from error
-
-
-@contextmanager
-def _no_bars() -> Iterator[None]:
-    """tqdm's own bars off, which transformers' reader of GGUF files does not ask about."""
-    before = os.environ.get("TQDM_DISABLE")
-    os.environ["TQDM_DISABLE"] = "1"
-    try:
-        yield
-    finally:
-        os.environ.pop("TQDM_DISABLE") if before is None else os.environ.update(TQDM_DISABLE=before)

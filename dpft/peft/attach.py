@@ -9,6 +9,7 @@ from torch import nn
 
 from dpft.errors import InputError
 from dpft.peft.around import Around
+from dpft.peft.families import FAMILIES, NoRowError, model_type
 from dpft.peft.inject import inside, replace_module
 from dpft.peft.method import Method, Public, Wrapper
 
@@ -41,14 +42,24 @@ def attach(model: M, method: Method, *, train: tuple[str, ...] = (), seed: int =
             raise InputError(f"The method {method.name!r} trains nothing in this model; name modules in train.")
         if method.wants_public and public is not None and public.batches:
             declared = _informed(model, method, public, declared)
-    except InputError:
+    except InputError as error:
         _take_out(model)
+        if isinstance(error, NoRowError) and not hasattr(method, "targets"):
+            raise _without_row(model, method) from None
         raise
     model.requires_grad_(False)
     for parameter in declared:
         parameter.requires_grad_(True)
     model.eval()
     return model
+
+
+def _without_row(model: nn.Module, method: Method) -> InputError:
+    """For a method whose places can't be named by hand."""
+    return InputError(
+        f"Expected a model of a family that method.name = {method.name} is tested on ({', '.join(FAMILIES)}), found "
+        f"{model_type(model)!r}; use lora with method.targets, bitfit or full."
+    )
 
 
 def _informed(model: nn.Module, method: Method, public: Public, declared: list[nn.Parameter]) -> list[nn.Parameter]:

@@ -114,17 +114,35 @@ FAMILIES: Mapping[str, Family] = {
 }  # fmt: skip
 
 
+# Families whose modules have the names of another's row: HF's name -> that row's.
+ALIASES: Mapping[str, str] = {
+    "mistral": "llama",
+    "qwen2": "llama",
+    "qwen3": "llama",
+    "gemma": "llama",
+    "xlm-roberta": "roberta",
+    "camembert": "roberta",
+    "mt5": "t5",
+    "deit": "vit",
+}
+
+
 def model_type(model: nn.Module) -> str:
-    """HF's name of the model's family, ``unknown`` where it has none."""
-    return str(getattr(getattr(model, "config", None), "model_type", "unknown"))
+    """The name of the model's row; where it has none HF's name of its family, or ``unknown``."""
+    own = str(getattr(getattr(model, "config", None), "model_type", "unknown"))
+    return ALIASES.get(own, own)
+
+
+class NoRowError(InputError):
+    """The model's family has no row. The message is for methods whose targets can be named."""
 
 
 def family_of(model: nn.Module) -> Family:
-    """The model's row; :class:`InputError` that says what to do for a family without one."""
+    """The model's row; :class:`NoRowError` that says what to do for a family without one."""
     found = FAMILIES.get(model_type(model))
     if found is None:
         endings = sorted({name.rsplit(".", 1)[-1] for name, m in model.named_modules() if is_linear(m)})
-        raise InputError(
+        raise NoRowError(
             f"Expected method.targets for the model family {model_type(model)!r}, which has no row in the table. Name "
             "the modules to adapt by their last components; this model's Linear layers: "
             f"{', '.join(endings) or 'none'}."

@@ -3,22 +3,36 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from torch import nn
 
 from dpft.errors import InputError
-from dpft.peft.families import Role, at, is_linear
+from dpft.peft.families import Role, at, blocks_of, is_linear
+from dpft.peft.method import Wrapper, innermost
 
 ALL_LINEAR = "all-linear"
 
 
 def linears(model: nn.Module, targets: tuple[str, ...]) -> list[tuple[str, nn.Module]]:
-    """The Linear (or Conv1D) modules that ``targets`` name; with ``all-linear`` every one in the family's blocks."""
+    """The Linear (or Conv1D) modules that ``targets`` name; with ``all-linear`` every one in the family's blocks that
+    nothing is put around."""
     if ALL_LINEAR not in targets:
         return matching_modules(model, targets, is_linear)
-    found = at(model, "query", "key", "value", "attention_proj", "ffn_in", "ffn_proj")
-    return [(name, module) for name, module in found if is_linear(module)]
+    return [(name, module) for name, module in linears_of_blocks(model) if is_linear(module)]
+
+
+def linears_of_blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Every Linear (or Conv1D) of the model's own in its blocks, in order, with what is put around it."""
+    for start, block in (pair for stack in blocks_of(model) for pair in stack):
+        around = ""
+        for inner, module in block.named_modules():
+            if around and inner.startswith(around):
+                continue  # a part of what a method put there
+            if is_linear(innermost(module)):
+                yield f"{start}.{inner}", module
+            if isinstance(module, Wrapper):
+                around = f"{inner}."
 
 
 def matches(name: str, target: str) -> bool:

@@ -25,14 +25,13 @@ from torch import Tensor, nn
 
 from dpft.errors import InputError
 from dpft.peft.families import Role, at, backbone, family_of, is_linear
-from dpft.peft.inject import replace_module
+from dpft.peft.inject import linears_of_blocks, replace_module
 from dpft.peft.lora import PARTS, LoRALinear, linear_shape
 from dpft.peft.merge import merge
 from dpft.peft.method import Wrapper, innermost
 from dpft.peft.pruned import Pruned
 
 Scope = Literal["global", "layer"]
-_LINEARS: tuple[Role, ...] = ("query", "key", "value", "attention_proj", "ffn_in", "ffn_proj")
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ def masks(model: nn.Module, pruning: Pruning) -> dict[str, Tensor]:
     """What stays, true and false in each weight's own shape, by the names of the blocks' Linear layers.
 
     The same for the same values: ties fall to the first weight. Changes nothing."""
-    layers = dict(_layers(model, *_LINEARS))
+    layers = dict(linears_of_blocks(model))
     if pruning.heads is None:
         stays = _weights(layers, cast(float, pruning.ratio), pruning.scope)
     else:

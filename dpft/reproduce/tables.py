@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dpft.config.expected_section import CountFigure, Figure
+from dpft.config.expected_section import CountFigure, ExpectedSection, Figure
 from dpft.cost import in_words
 from dpft.report.write import figure
 from dpft.reproduce.dry import Dry
@@ -17,6 +17,8 @@ RUN = ("recipe", "metric", "private, published", "private", "not private, publis
 NOTE = "* from memory or with low confidence, not verified; + not published but computed from shapes."
 
 Rows = Sequence[Sequence[str]]
+
+_NOTHING = ExpectedSection(source="nowhere", metric="accuracy")
 
 
 def dry_rows(found: Sequence[Dry]) -> list[list[str]]:
@@ -36,18 +38,18 @@ def markdown(head: Sequence[str], rows: Rows) -> str:
 
 
 def _dry_row(one: Dry) -> list[str]:
-    expected, plan = one.expected, one.plan
+    expected, plan = one.expected or _NOTHING, one.plan
     times = [in_words(estimate.seconds) for estimate in one.cost] or ["", ""]
     prv = one.row("prv")
     return [
         one.name,
-        _figure(expected and expected.epsilon_claimed),
+        _figure(expected.epsilon_claimed),
         figure(plan.epsilon.upper) if plan else "",
         f"{plan.delta:g}" if plan else "",
-        _figure(expected and expected.epsilon_pld),
+        _figure(expected.epsilon_pld),
         *(figure(row["upper"]) if row else "" for row in (one.row("pld"), prv, one.row("rdp"))),
         str(plan.steps) if plan else "",
-        _figure(expected and expected.parameters),
+        _figure(expected.parameters),
         "" if one.parameters is None else f"{one.parameters:,}",
         *times,
         f"{max(estimate.bytes for estimate in one.cost) / 1e9:.1f}" if one.cost else "",
@@ -56,19 +58,19 @@ def _dry_row(one: Dry) -> list[str]:
 
 
 def _run_row(one: Result) -> list[str]:
-    expected, twin = one.expected, one.twin or Side()
+    expected, twin = one.expected or _NOTHING, one.twin or Side()
     seconds = [f"{side.seconds:.0f}" for side in (one.private, twin) if side.seconds is not None]
     devices = dict.fromkeys(side.device for side in (one.private, twin) if side.device)
     return [
         one.name,
-        expected.metric if expected else "accuracy",
-        _figure(expected and expected.private),
+        expected.metric,
+        _figure(expected.private),
         _number(one.private.value),
-        _figure(expected and (expected.same_method or expected.nonprivate)),
+        _figure(expected.same_method or expected.nonprivate),
         _number(twin.value),
-        _figure(expected and expected.epsilon_claimed),
+        _figure(expected.epsilon_claimed),
         "" if one.epsilon is None else f"{figure(one.epsilon)} at {one.delta:g}",
-        _figure(expected and expected.parameters),
+        _figure(expected.parameters),
         "" if one.parameters is None else f"{one.parameters:,}",
         " + ".join(seconds),
         ", ".join(devices),

@@ -62,6 +62,7 @@ class Letters:
     def __init__(self, records: list[Any] | None = None, side: Any = "right") -> None:
         self.records = records if records is not None else examples(30)
         self.collate = Collator(0, side, ("input_ids", "token_type_ids", "attention_mask"))
+        self.labels = self.collate.labels
 
     def load(self) -> Any:
         raise AssertionError("a test hands the records over itself")

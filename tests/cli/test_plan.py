@@ -166,3 +166,22 @@ def test_a_risk_or_search_that_makes_no_sense_is_refused(dpft: Any, options: tup
     assert answer.code == 2
     assert part in answer.err
     assert answer.err.count("\n") == 1
+
+
+def test_time_and_memory_are_estimates_and_need_no_torch(dpft: Any, python: Any, local: Path) -> None:
+    """Where the model's shape is at hand; the promise itself is the same."""
+    known = ("--set", "model.source=FacebookAI/roberta-base")
+    text = " ".join(dpft("plan", local, *known).out.split())
+    assert text.count("(an estimate, training alone)") == 2
+    assert "on one H100" in text
+    plain, made = (json.loads(dpft("plan", local, *more, "--json").out) for more in ((), known))
+    assert [one["machine"] for one in made.pop("estimates")] == ["CPU, 2 cores", "one H100"]
+    assert made == plain
+    found = python(
+        "import sys\n"
+        f"sys.argv = ['dpft', 'plan', {str(local)!r}, '--set', 'model.source=FacebookAI/roberta-base']\n"
+        "from dpft.cli import main\n"
+        "try:\n    main()\nexcept SystemExit as stop:\n    assert not stop.code\n"
+        "print('LOADED', *sorted(set(sys.modules) & {'torch', 'transformers', 'datasets', 'pyarrow'}))"
+    )
+    assert found.rstrip().endswith("LOADED")

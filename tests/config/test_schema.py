@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import Field, ValidationError
 
-from dpft.config import PrivacySection, Recipe, validate
+from dpft.config import OptimizerSection, PrivacySection, Recipe, validate
 from dpft.config.base import Section
 from dpft.config.explain import explain, field_descriptions
 from dpft.config.method_section import LoRASection
@@ -235,6 +235,28 @@ def test_a_batch_is_no_larger_than_the_data() -> None:
 )
 def test_lora_refuses_what_does_not_fit(change: dict[str, object]) -> None:
     assert message({"name": "lora", **change}, LoRASection, "method").startswith(f"method.{next(iter(change))}")
+
+
+@pytest.mark.parametrize(
+    ("field", "values"),
+    [
+        ("betas", {"name": "sgd", "betas": [0.9, 0.99]}),
+        ("eps", {"name": "sgd", "eps": 1e-6}),
+        ("noise_floor", {"noise_floor": 1.0}),
+        ("scale_every", {"scale_every": 5}),
+        ("average_decay", {"average": "tail", "average_decay": 0.9}),
+        ("average_tail", {"average": "ema", "average_tail": 0.5}),
+        ("betas", {"betas": [0.9, 1.0]}),
+        ("betas", {"betas": [0.9]}),
+    ],
+)
+def test_a_setting_of_another_optimizer_or_average_is_refused(field: str, values: dict[str, object]) -> None:
+    assert message(values, OptimizerSection, "optimizer").startswith(f"optimizer.{field}")
+
+
+def test_a_noise_for_each_coordinate_and_one_for_all_exclude_each_other() -> None:
+    values = {"name": "adam-bc", "scale": "privatised"}
+    assert message(values, OptimizerSection, "optimizer").startswith("optimizer.scale")
 
 
 def test_a_local_model_has_no_revision() -> None:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from dpft.engine.clipping import clip_factors, clipped_sum
+from dpft.engine.clipping import clip_factors, clipped_sum, scaled
 from dpft.engine.collect import collect
 from dpft.per_sample import Dense, per_example_gradients
 from dpft.per_sample.batches import examples_in, take
@@ -169,3 +169,39 @@ def test_oracle_clips_scalars_and_examples_without_gradient() -> None:
     assert float(sums["gate"]) == pytest.approx(0.6)
     assert float(sums["w"]) == pytest.approx(0.8)
     assert true_clipped_sum({"w": torch.zeros(0, 2)}, 1.0)["w"].tolist() == [0.0, 0.0]
+
+
+@given(st.floats(0, 1e300), st.floats(1e-6, 1e6))
+def test_automatic_clipping_never_exceeds_the_bound_and_is_its_closed_form(sq: float, bound: float) -> None:
+    """B1 for AUTO-S: any norm, however small, stays within the bound; two roundings of float64 beyond it at most."""
+    factor = float(clip_factors(torch.tensor([sq], dtype=torch.float64), bound, "auto-s"))
+    assert factor == pytest.approx(bound / (math.sqrt(sq) + 0.01), rel=1e-14)
+    assert factor * math.sqrt(sq) <= bound * (1 + 1e-15)
+
+
+def test_automatic_clipping_brings_long_and_short_gradients_to_one_size() -> None:
+    """AUTO-S: what flat clipping leaves short is stretched; non-finite counts as zero, zero stays zero."""
+    rows = torch.tensor([[300.0, 400.0], [0.3, 0.4], [0.0, 0.0], [math.nan, 1.0]], dtype=torch.float64)
+    each = [flat(clipped_sum({"w": Dense(row[None])}, 2.0, "auto-s")[0]).norm().item() for row in rows]
+    assert each == pytest.approx([2 * 500 / 500.01, 2 * 0.5 / 0.51, 0, 0])
+    whole = flat(clipped_sum({"w": Dense(rows)}, 2.0, "auto-s")[0])
+    assert float(whole.norm()) == pytest.approx(each[0] + each[1])
+
+
+@pytest.mark.parametrize("clipping", ["auto-s", "flat"])
+@pytest.mark.parametrize("stretched", [False, True])
+def test_leaving_one_out_moves_the_sum_by_at_most_the_clip_however_it_is_clipped(
+    clipping: Any, stretched: bool, tiny_text: nn.Module, text_loss: Loss, text_batch: Any
+) -> None:
+    """LOO: scaled before the norm, or not. Clip near the norms; scales from 1/4 to 4."""
+    bound = 0.5 * natural(tiny_text, text_loss, text_batch)[1]
+
+    def total(part: Any) -> Tensor:
+        forms, _ = collect(tiny_text, text_loss, part, expected=examples_in(part))
+        g = torch.Generator().manual_seed(3)
+        scale = {n: 4 ** (2 * torch.rand(p.shape, generator=g) - 1) for n, p in tiny_text.named_parameters()}
+        return flat(clipped_sum(scaled(forms, scale) if stretched else forms, bound, clipping)[0])
+
+    moved = [float((total(text_batch) - total(without(text_batch, i))).norm()) for i in range(5)]
+    assert max(moved) <= bound * (1 + 1e-9)
+    assert max(moved) > 0.9 * bound  # it was clipped

@@ -57,6 +57,16 @@ _OWN: dict[str, dict[str, Any]] = {
         "image_size": 8, "patch_size": 4, "num_labels": CLASSES,
     },
 }  # fmt: skip
+# Families that have the names, and here the sizes, of another (dpft/peft/families.py).
+_ALIKE = {
+    "mistral": "llama", "qwen2": "llama", "qwen3": "llama", "gemma": "llama", "xlm-roberta": "roberta",
+    "camembert": "roberta", "mt5": "t5", "deit": "vit",
+}  # fmt: skip
+_OWN |= {
+    "mt5": {**_OWN["t5"], "feed_forward_proj": "gated-gelu"},
+    "deit": {**_OWN["vit"], "architectures": ["DeiTForImageClassification"]},
+}
+_BESIDE |= {name: {"num_key_value_heads": 1, "head_dim": 8} for name, like in _ALIKE.items() if like == "llama"}
 TASKS = {"gpt2": "causal-lm", "llama": "causal-lm", "t5": "seq2seq", "vit": "image-classification"}
 HEADS = ("classifier", "score", "head", "pre_classifier", "pooler")
 
@@ -122,7 +132,7 @@ def task() -> Callable[..., Task]:
     }
 
     def make(family: str, attention: str = "eager", *, pooled: bool = False) -> Task:
-        kind = TASKS.get(family, "classification")
+        kind = TASKS.get(_ALIKE.get(family, family), "classification")
         torch.manual_seed(0)
         if pooled and kind in ("causal-lm", "seq2seq"):
             return _pooled(family, attention)

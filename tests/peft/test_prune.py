@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -35,7 +36,8 @@ def dsee(**fields: Any) -> DSEE:
 
 def linears(model: nn.Module) -> dict[str, Any]:
     """Of a model without a method."""
-    return {name: m for name, m in at(model, *ROLES) if is_linear(m)}
+    inside = re.compile(r"(layer|layers|h|block)\.\d+\.")
+    return {name: m for name, m in model.named_modules() if inside.search(name) and is_linear(m)}
 
 
 @pytest.mark.parametrize("family", FAMILIES)

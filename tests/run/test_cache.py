@@ -14,6 +14,7 @@ import torch
 from dpft_accounting import Ledger
 
 from dpft.cache.folder import META, RECORDS, ROWS
+from dpft.report.write import write_report
 
 LEAVE_LORA = ("method.rank=", "method.targets=")
 METHODS = {
@@ -79,8 +80,13 @@ def test_stopped_resumed_and_deleted_at_the_end(name: str, here: Any, monkeypatc
     assert modes == dict.fromkeys((META, RECORDS, ROWS), 0o600)
     made = (cache(here) / ROWS).stat().st_mtime_ns
     seen: list[int] = []
+
+    def report(folder: Path) -> Any:  # the last thing before the cache goes
+        seen.append((cache(here) / ROWS).stat().st_mtime_ns)
+        return write_report(folder)
+
     with monkeypatch.context() as patch:
-        patch.setattr("dpft.run.accuracy", lambda *_: seen.append((cache(here) / ROWS).stat().st_mtime_ns) or 0.5)
+        patch.setattr("dpft.run.write_report", report)
         answer = here.dpft("run", "tiny.toml", "--resume", *fields)
     assert answer.code == 0, answer.err
     assert seen == [made]
@@ -124,6 +130,21 @@ def test_kept_shown_and_deleted(here: Any) -> None:
     assert (here.run / "private" / "steps.jsonl").exists()
     assert "no cache in runs" in here.dpft("cache", "delete", "runs").out
     assert here.dpft("cache", "show", "absent").code == 2
+
+
+def test_two_runs_share_one(here: Any) -> None:
+    """Seeds and noise differ, what is frozen does not; in a run's own public part it is refused."""
+    fields = sets("last-k", "privacy.steps=1", "cache.keep=true", "cache.folder=shared")
+    for seed, (out, computed) in enumerate((("one", True), ("two", False))):
+        answer = here.dpft("run", "tiny.toml", "--out", out, *fields, "--set", f"seed={seed}")
+        assert answer.code == 0, answer.err
+        assert ("computing once" in answer.out) == computed
+        assert not (here.folder / out / "private" / "cache").exists()
+    assert '"whole": true' in here.dpft("cache", "show", "shared", "--json").out
+    answer = here.dpft("run", "tiny.toml", "--out", "three", *fields, "--set", "cache.folder=three/adapter")
+    assert (answer.code, "lies in three, which is made to be handed on" in answer.err) == (2, True)
+    assert not (here.folder / "three" / "ledger.jsonl").exists()
+    assert "1 deleted" in here.dpft("cache", "delete", "shared").out
 
 
 def test_one_bad_record_ends_no_run(here: Any, deep: Path) -> None:

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from dpft_accounting import Ledger, LedgerError, verify
+from safetensors.torch import load_file
 
 
 def stopped(place: Any, monkeypatch: pytest.MonkeyPatch, after: int = 4) -> Any:
@@ -70,7 +72,13 @@ def test_what_is_resumed_must_be_the_same_recipe(place: Any, monkeypatch: pytest
     """E2: another sigma, clip, rate or number of steps is another promise."""
     stopped(place, monkeypatch)
     before = {p: p.read_bytes() for p in place.run.rglob("*") if p.is_file()}
-    for change in ("privacy.noise_multiplier=0.9", "privacy.clip=2.0", "privacy.sample_rate=0.2", "privacy.steps=9"):
+    for change in (
+        "privacy.noise_multiplier=0.9",
+        "privacy.clip=2.0",
+        "privacy.sample_rate=0.2",
+        "privacy.steps=9",
+        'privacy.clipping="auto-s"',
+    ):
         answer = place.dpft("run", "tiny.toml", "--resume", "--set", change)
         assert answer.code == 3, change
         assert "recipe differs" in answer.err
@@ -78,7 +86,15 @@ def test_what_is_resumed_must_be_the_same_recipe(place: Any, monkeypatch: pytest
 
 
 @pytest.mark.parametrize(
-    "change", [{"noise_multiplier": 0.5}, {"steps": 80}, {"sample_rate": 0.1}, {"delta": 1e-4}, {"clip": 2.0}]
+    "change",
+    [
+        {"noise_multiplier": 0.5},
+        {"steps": 80},
+        {"sample_rate": 0.1},
+        {"delta": 1e-4},
+        {"clip": 2.0},
+        {"clipping": "auto-s"},
+    ],
 )
 def test_an_edited_plan_is_not_followed(place: Any, monkeypatch: pytest.MonkeyPatch, change: dict[str, float]) -> None:
     """E2, B3: plan.json stands in the folder, where anybody can edit it."""
@@ -121,6 +137,32 @@ def test_a_damaged_newest_checkpoint_falls_back_and_says_so(place: Any, monkeypa
     assert "damaged" in " ".join(answer.out.split())
     assert "checkpoint at 3 charged steps" in " ".join(answer.out.split())
     assert charged(place) == 8  # the fourth step stays charged and is not repeated
+
+
+def test_an_average_and_a_scale_go_on_after_an_interruption(place: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """E2, F5: what is released is the average that stands in the last checkpoint, not the values beside it."""
+    choices = ('average = "tail"', "average_tail = 0.75", 'scale = "privatised"', "scale_every = 2")
+    recipe = place.folder / "tiny.toml"
+    recipe.write_text(recipe.read_text().replace("[train]", "\n".join([*choices, "[train]"])))
+    stopped(place, monkeypatch)
+    assert int(newest(place)["extra.scale.seen"]) == 4
+    assert place.dpft("run", "tiny.toml", "--resume").code == 0
+    kept = newest(place)
+    assert int(kept["extra.average_seen"]) == 6
+    assert int(kept["extra.scale.seen"]) == 8
+    (released,) = (load_file(p)["weight"] for p in (place.run / "adapter").glob("head*.safetensors"))
+    assert torch.equal(released, kept["extra.average.head.weight"])
+    assert not torch.equal(released, kept["param.head.weight"])
+    made = json.loads((place.run / "privacy.json").read_text())
+    assert "averaging costs no privacy" in made["post_processing"][1]
+    assert "last 75 % of the steps" in (place.run / "report.md").read_text()
+
+
+def newest(place: Any) -> dict[str, torch.Tensor]:
+    """The tensors of the newest checkpoint."""
+    private = place.run / "private"
+    at = max((0, 1), key=lambda i: json.loads((private / f"checkpoint-{i}.json").read_text())["steps_charged"])
+    return load_file(private / f"checkpoint-{at}.safetensors")
 
 
 def test_without_any_sound_checkpoint_a_resumed_run_says_where_it_starts(

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from dpft.engine.accumulate import Accumulator
 from dpft.engine.keystream import InsecureSeededWords
 from dpft.engine.noise import GriddedGaussian
+from dpft.engine.scaling import PrivatisedScale
 
 
 class Deep(nn.Module):
@@ -41,7 +42,9 @@ class Tape:
     weights: Tensor = field(default_factory=lambda: torch.zeros(0))
 
 
-def go(bench: Any, data: list[Any], plan: Any, frozen: Tape | None, name: str) -> Tape:
+def go(
+    bench: Any, data: list[Any], plan: Any, frozen: Tape | None, name: str, scale: PrivatisedScale | None = None
+) -> Tape:
     tape = Tape()
     source = InsecureSeededWords(8)
     with pytest.MonkeyPatch.context() as patch:
@@ -63,7 +66,7 @@ def go(bench: Any, data: list[Any], plan: Any, frozen: Tape | None, name: str) -
         optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
         path = bench.folder / f"{name}.jsonl"
         with bench.engine(
-            model, plan, loss=loss, optimizer=optimizer, words=source, ledger=path, token_budget=64 * 4
+            model, plan, loss=loss, optimizer=optimizer, words=source, ledger=path, token_budget=64 * 4, scale=scale
         ) as engine:
             bench.train(engine, data)
     tape.ledger = path.read_bytes()
@@ -111,6 +114,25 @@ def test_one_record_more_moves_the_inputs_by_at_most_the_clip(bench: Any) -> Non
     assert max(float((a - b).norm()) for a, b in zip(first.inputs, second.inputs, strict=True)) <= CLIP
     assert (first.requests, first.ledger) == (second.requests, second.ledger)
     assert torch.equal(first.weights, second.weights)
+
+
+@pytest.mark.parametrize(("clipping", "scaled"), [("auto-s", False), ("flat", True), ("auto-s", True)])
+def test_automatic_clipping_and_a_scale_keep_the_sensitivity(bench: Any, clipping: str, scaled: bool) -> None:
+    """B1, E1 under zero-out: and the scale, frozen with what was released, is the same for both neighbours."""
+    plan = bench.plan(examples=20, expected_batch=20, steps=12, clip=CLIP, clipping=clipping)
+    data, size = records(20), sum(p.numel() for p in Deep().parameters())
+    neighbour = [dict(e) for e in data]
+    neighbour[7]["here"] = torch.tensor(0.0)
+    scales = [PrivatisedScale(size, plan, every=2) if scaled else None for _ in range(2)]
+    first = go(bench, data, plan, None, "first", scales[0])
+    second = go(bench, neighbour, plan, first, "second", scales[1])
+    moved = [float((a - b).norm()) for a, b in zip(first.inputs, second.inputs, strict=True)]
+    assert 0.9 * CLIP < max(moved) <= CLIP
+    assert (first.requests, first.ledger) == (second.requests, second.ledger)
+    assert torch.equal(first.weights, second.weights)
+    if scales[0] and scales[1]:
+        assert torch.equal(scales[0].scale, scales[1].scale)
+        assert float(scales[0].scale.max() / scales[0].scale.min()) > 1.5  # it did something
 
 
 @pytest.mark.parametrize("fault", ["clip of the mean", "skips empty sums"])
