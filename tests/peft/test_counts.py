@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel
 
 from dpft.config.presets import PRESETS
+from dpft.errors import InputError
 from dpft.models.classifier import TextClassifier
 from dpft.peft import DSEE, Adapter, Compacter, PrefixTuning, SparseAdapter, attach
 from dpft.peft.method import Method
@@ -128,6 +134,87 @@ def test_trainable_numbers(model: str, method: Method, formula: int, figure: int
     attached = attach(on_meta(model), method)
     assert count(attached) == figure
     assert all(p.is_meta for p in attached.parameters())
+
+
+YU2022 = json.loads((Path(__file__).parent / "yu2022_parameters.json").read_text())["rows"]
+
+
+@pytest.mark.parametrize("row", YU2022, ids=lambda r: f"{r['model']}-{r['preset']}-{r['trained']}")
+def test_figures_of_yu2022(row: dict[str, Any]) -> None:
+    model, method = on_meta(row["model"]), preset(row["preset"], **row["fields"])
+    if row["classes"]:
+        model = TextClassifier(model, row["classes"], "cls", None)
+    assert count(attach(model, method, train=("head",) if row["classes"] else ())) == row["trained"]
+
+
+def ladder(d: int, layers: int, final: bool) -> int:
+    """Reduction 8: blocks as the model's own, a gate each, a way down for each and for the embeddings, one way up."""
+    n = d // 8
+    return layers * (12 * n * n + 13 * n) + layers + (layers + 1) * (d * n + n) + n * d + d + final * 2 * n
+
+
+def compacter(d: int, layers: int, adapters: int) -> int:
+    """n = 4, reduction 32, one rule of 4^3 for all, biases, and the norms of the model."""
+    return adapters * layers * (3 * d + 3 * d // 32) + 4**3 + 2 * d * (2 * layers + 1)
+
+
+def sparse(d: int, layers: int, m: int, density: float) -> int:
+    """The share of the weights that is kept; biases and the norm before each adapter whole."""
+    return round(density * 4 * layers * m * d) + 2 * layers * (m + 3 * d)
+
+
+# Closed forms in the width d, the number of layers L, and whether the model is GPT-2.
+FORMS: dict[str, Callable[[int, int, bool], int]] = {
+    "houlsby2019": lambda d, L, _: houlsby(d, L, 64, True),
+    "pfeiffer2020": lambda d, L, _: L * (2 * d * d // 16 + d + d // 16),
+    "yu2022-adapter": lambda d, L, _: 4 * 48 * L * d,
+    "yu2022-lora": lambda d, L, _: 16 * 16 * L * d,
+    "yu2022-lora-gpt2": lambda d, L, _: 4 * 4 * L * d,
+    "yu2022-compacter": lambda d, L, _: 4 * L * (8**3 + d + 96),
+    "yu2022-full": lambda d, L, _: 12 * L * d * d,
+    "mahabadi2021": lambda d, L, _: compacter(d, L, 2),
+    "compacter++": lambda d, L, _: compacter(d, L, 1),
+    "chen2021-dsee": lambda d, L, _: 2 * L * (16 * 2 * d + 64),
+    "lester2021-prompt": lambda d, L, _: 100 * d,
+    "attempt2022": lambda d, L, _: 3 * 100 * d,
+    "he2022-sparse-adapter": lambda d, L, _: sparse(d, L, 64, 0.6),
+    "he2022-large-sparse": lambda d, L, _: sparse(d, L, 256, 0.15),
+    "fang2022-raft": lambda d, L, gpt2: 10 * (L + (not gpt2)),  # RoBERTa's pooler has one as well
+    "sung2022-lst": lambda d, L, gpt2: ladder(d, L, gpt2),  # GPT-2 ends in a norm
+}
+# n = 4 does not divide 1600 / 32; the other names layers that RoBERTa has not.
+REFUSED = {("mahabadi2021", "gpt2-xl"), ("compacter++", "gpt2-xl")} | {
+    ("yu2022-lora-gpt2", f"roberta-{size}") for size in _SIZES
+}
+SHAPES = {**{f"roberta-{k}": v[:2] for k, v in _SIZES.items()}, **{f"gpt2-{k}": v[:2] for k, v in _GPT2.items()}}
+_SECONDS = ("he2022-sparse-adapter", "he2022-large-sparse")  # a mask is drawn, also without weights
+
+
+def _slow(name: str, model: str) -> bool:
+    """Every size of the methods of the first papers, the small ones of all others; the rest with the slow tests."""
+    first = name.startswith(("yu2022", "houlsby", "pfeiffer"))
+    return not first and model not in ("roberta-base", "gpt2-s") and (name in _SECONDS or model != "roberta-large")
+
+
+EVERY = [
+    pytest.param(name, model, marks=pytest.mark.slow if _slow(name, model) else (), id=f"{name}-{model}")
+    for name in FORMS
+    for model in SHAPES
+]
+
+
+@pytest.mark.parametrize(("name", "model"), EVERY)
+def test_every_preset_on_every_shape(name: str, model: str) -> None:
+    if (name, model) in REFUSED:
+        with pytest.raises(InputError, match=r"c_attn|to divide 1600"):
+            attach(on_meta(model), preset(name))
+        return
+    d, layers = SHAPES[model]
+    assert count(attach(on_meta(model), preset(name))) == FORMS[name](d, layers, model.startswith("gpt2"))
+
+
+def test_every_preset_has_a_closed_form() -> None:
+    assert set(FORMS) == set(PRESETS)
 
 
 @pytest.mark.parametrize(("size", "total"), [("base", 1_771_010), ("large", 4_720_642)])

@@ -1,6 +1,6 @@
 """The support matrix: every cell (method x family) against the one-example oracle.
 
-A cell is proven by: the exact set and number of what trains; identity at the start where the method promises it;
+A cell is proven by: the exact set and number of what trains (test_trained.py); identity at the start where the method promises it;
 every per-example gradient, its norm and the weighted sums equal to plain autograd on one example (1e-9,
 float64); a private step moves all that trains and nothing else; saved, loaded by HF peft, and merged it computes the
 same; bfloat16 stays close.
@@ -69,6 +69,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
 POOLED = ("head", "tokens")  # of a language model: what is tied to its embedding is no head, nor are its rows apart
 CELLS = [pytest.param(c.method, c.family, id=f"{c.method}-{c.family}") for c in cells() if c.supported]
 REFUSED = [pytest.param(c.method, c.family, c.reason, id=f"{c.method}-{c.family}") for c in cells() if not c.supported]
+# The reason that the matrix shows -> what the error says.
+WHY = {
+    "its layers have no biases": "trains biases, and this .* model has none",
+    "its input is not token ids": "goes through a plain embedding table|no embeddings of tokens",
+    "its attention takes no keys and values but its own": "whose attention takes further keys and values",
+}
 FAMILIES = sorted({c.family for c in cells()})
 # Variants on one family of each make: apart, fused and transposed, two stacks, images.
 MATRIX = CELLS + [
@@ -183,7 +189,10 @@ def _one_private_step(t: Any, ledger: Path) -> None:
 
 @pytest.mark.parametrize(("name", "family"), CELLS)
 def test_bfloat16_stays_close(name: str, family: str, attached: Callable[..., Any]) -> None:
-    """E1: products in bfloat16, norms and sums not: within what 8 bits of mantissa allow of the float32 truth."""
+    """E1: products in bfloat16, norms and sums not: within what 8 bits of mantissa allow of the float32 truth.
+
+    One rounding is 2^-9; some twenty of them follow one another, and a ReLU may flip: 0.2 of each parameter's gradient
+    (the worst seen is 0.12), where a use that is missed or counted twice is off by far more."""
     t, _ = attached(name, family)
     t.model.float()
     batch = {k: v.float() if v.is_floating_point() else v for k, v in t.batch.items()}
@@ -191,8 +200,10 @@ def test_bfloat16_stays_close(name: str, family: str, attached: Callable[..., An
     uses = preflight(t.model, t.loss, batch, torch.bfloat16)
     grads, losses = collect(t.model, t.loss, batch, expected=4, uses=uses, compute=torch.bfloat16)
     truth = per_example_gradients(t.model, t.loss, batch)
-    error = sum(float((grads[n].dense().double() - g.double()).square().sum()) for n, g in truth.items())
-    assert error**0.5 <= 0.1 * float(sq_norms(truth).sum().sqrt())
+    overall = float(sq_norms(truth).sum().sqrt())
+    for n, g in truth.items():  # parameter by parameter; the smallest on a hundredth of the whole's scale
+        error = float((grads[n].dense().double() - g.double()).norm())
+        assert error <= 0.2 * (float(g.double().norm()) + 0.01 * overall), n
     each = {n: torch.stack([grads[n].weighted_sum(row) for row in torch.eye(4)]) for n in grads}
     sq = torch.stack([grads[n].sq_norm() for n in grads]).sum(0)
     torch.testing.assert_close(sq, sq_norms(each), rtol=1e-4, atol=0)  # the norm is that of what is summed
@@ -205,9 +216,8 @@ def test_unsupported_cell_is_refused_before_anything_changes(
 ) -> None:
     t = task(family, pooled=name in POOLED)
     modules = [type(m) for m in t.model.modules()]
-    with pytest.raises(InputError):
+    with pytest.raises(InputError, match=WHY[reason]):
         attach(t.model, method(name), train=t.heads)
-    assert reason
     assert [type(m) for m in t.model.modules()] == modules
 
 
