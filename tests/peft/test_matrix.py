@@ -1,7 +1,7 @@
 """The support matrix: every cell (method x family) against the one-example oracle.
 
-A cell is proven by: the exact set and number of what trains (test_trained.py); identity at the start where the method promises it;
-every per-example gradient, its norm and the weighted sums equal to plain autograd on one example (1e-9,
+A cell is proven by: the exact set and number of what trains (test_trained.py); identity at the start where the method
+promises it; every per-example gradient, its norm and the weighted sums equal to plain autograd on one example (1e-9,
 float64); a private step moves all that trains and nothing else; saved, loaded by HF peft, and merged it computes the
 same; bfloat16 stays close.
 """
