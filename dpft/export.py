@@ -39,7 +39,7 @@ from dpft.report.write import figure
 from dpft.usage import AUTO, usage
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "dpft.json")
-SOME_FILES = ("head.safetensors", "NOT-PRIVATE")  # where the task got a head; where nothing is promised
+UNPROTECTED = "NOT-PRIVATE"  # beside an adapter of which nothing is promised
 
 
 @dataclass(frozen=True)
@@ -135,13 +135,13 @@ def whole_folder(to: Path) -> Iterator[Path]:
 
 
 def _write_adapter(found: Trained, part: Path) -> str:
-    for name in ADAPTER_FILES:
+    headed = () if found.meta.get("task") in AUTO else ("head.safetensors",)
+    for name in (*ADAPTER_FILES, *headed):
         if not (found.adapter / name).is_file():
             raise InputError(f"{name} is missing in {found.adapter}; expected an adapter as dpft run writes it.")
         shutil.copyfile(found.adapter / name, part / name)
-    for name in SOME_FILES:
-        if (found.adapter / name).is_file():
-            shutil.copyfile(found.adapter / name, part / name)
+    if (found.adapter / UNPROTECTED).is_file():
+        shutil.copyfile(found.adapter / UNPROTECTED, part / UNPROTECTED)
     return _readme(found, _load_adapter(found, read_json(part / "adapter_config.json")))
 
 
@@ -180,7 +180,7 @@ def _write_merged(
     if head := {n: p.detach() for n, p in model.head.named_parameters()}:
         write_atomic(part / "head.safetensors", save(head))
     if found.mark:
-        write_atomic(part / "NOT-PRIVATE", f"{found.mark}\n".encode())
+        write_atomic(part / UNPROTECTED, f"{found.mark}\n".encode())
     code = loading_int8(words.code()) if int8 else words.code()
     return found, _readme(found, f"## Loading\n\n```python\n{code}\n```\n")
 

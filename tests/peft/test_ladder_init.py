@@ -154,7 +154,7 @@ def public_task() -> Callable[[], tuple[TextClassifier, Public]]:
              "labels": torch.tensor([0, 1, 1])}
             for _ in range(2)
         ]  # fmt: skip
-        return model, Public(batches, drawn_head_loss(model, 0))
+        return model, Public(batches, drawn_head_loss(model, classification_loss, 0))
 
     return make
 

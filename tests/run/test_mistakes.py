@@ -35,8 +35,9 @@ def test_an_error_while_training_shows_nothing_and_releases_nothing(
 ) -> None:
     """F2: libraries quote what they choke on."""
     import dpft.run as job
+    from dpft.models.losses import LOSSES
 
-    real = job.classification_loss
+    real = LOSSES["classification"]
 
     def choking(model: Any, batch: Any) -> Any:
         if len(batch["labels"]) and job_started:
@@ -44,8 +45,8 @@ def test_an_error_while_training_shows_nothing_and_releases_nothing(
         return real(model, batch)
 
     job_started = []
-    monkeypatch.setattr(job, "classification_loss", choking)
-    monkeypatch.setattr(job, "Checkpoints", lambda folder: (job_started.append(1), folder)[1])
+    monkeypatch.setitem(LOSSES, "classification", choking)  # type: ignore[arg-type]
+    monkeypatch.setattr(job, "Checkpoints", lambda folder, extra: (job_started.append(1), folder)[1])
     answer = place.dpft("run", "tiny.toml")
     assert answer.code == 1
     assert "RuntimeError" in answer.err

@@ -124,9 +124,9 @@ def test_what_is_loaded_is_what_was_trained(
     import dpft.run as module
 
     kept: list[Any] = []
-    release = module._release
+    release = module.release
     monkeypatch.setattr(
-        module, "_release", lambda folder, model, *rest: (kept.append(model), release(folder, model, *rest))
+        module, "release", lambda folder, model, *rest: (kept.append(model), release(folder, model, *rest))
     )
     answer = copy.dpft("run", "second.toml")
     assert answer.code == 0, answer.err
