@@ -33,7 +33,7 @@ from dpft.cache.task import CachedTask
 from dpft.config.cache_section import CacheSection
 from dpft.engine.engine import PrivateEngine
 from dpft.engine.plan import plan_from
-from dpft.evaluate import accuracy
+from dpft.evaluate import scores
 from dpft.models.losses import classification_loss
 from dpft.models.precision import attention_for
 from dpft.run import build_model
@@ -142,7 +142,7 @@ def trained(row: Row, lr: float, options: Namespace) -> Times:
     with training(row, lr, options) as run:
         steps = run.steps(run.engine.plan.steps)
         recipe, held = run.records.recipe, run.records.heldout
-        score = accuracy(run.model, held, run.records.collate, recipe.train.token_budget, compute_of(recipe))
+        score = scores(run.model, held, run.records.collate, recipe.train.token_budget, compute_of(recipe))["accuracy"]
     return Times(run.fill, steps, run.megabytes, score)
 
 

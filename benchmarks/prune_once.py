@@ -30,7 +30,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModel
 from variants import quiet
 
-from dpft.evaluate import accuracy
+from dpft.evaluate import scores
 from dpft.export import export
 from dpft.models.classifier import TextClassifier
 from dpft.models.source import load_encoder, resolve
@@ -139,7 +139,7 @@ def int8_accuracy(records: Records, folder: Path) -> float:
     model = TextClassifier(encoder, len(recipe.data.labels), recipe.model.pooling, recipe.model.feature_norm)
     model.head.load_state_dict(load_file(folder / "head.safetensors"))
     budget = recipe.train.token_budget
-    return accuracy(model.eval(), records.heldout, records.collate, budget, compute_of(recipe))
+    return scores(model.eval(), records.heldout, records.collate, budget, compute_of(recipe))["accuracy"]
 
 
 def _line(made: Sequence[Result]) -> list[str]:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from dpft.config import Recipe
 from dpft.engine.microbatch import cut, token_length
-from dpft.evaluate import accuracy
+from dpft.evaluate import scores
 from dpft.models.classifier import TextClassifier
 from dpft.models.losses import classification_loss
 from dpft.models.precision import attention_for, compute_dtype, products_in
@@ -94,7 +94,7 @@ def ordinary_run(records: Records, seed: int) -> float:
         _backward(model, drawn, records)
         optimizer.step()
     model.eval()
-    return accuracy(model, records.heldout, records.collate, recipe.train.token_budget, compute_of(recipe))
+    return scores(model, records.heldout, records.collate, recipe.train.token_budget, compute_of(recipe))["accuracy"]
 
 
 def steps_of(records: Records) -> int:

@@ -41,18 +41,6 @@ def scores(
     return _FIGURES[task](torch.cat([logits for logits, _ in found]), torch.cat([labels for _, labels in found]))
 
 
-def accuracy(
-    model: nn.Module,
-    examples: Sequence[Any],
-    collate: Collate,
-    token_budget: int,
-    compute: torch.dtype = torch.float32,
-    length: Length = token_length,
-) -> float:
-    """Share of ``examples`` (at least one) whose most likely class is their label."""
-    return scores(model, examples, collate, token_budget, compute, length)["accuracy"]
-
-
 def _batches(
     model: nn.Module, examples: Sequence[Any], collate: Collate, budget: int, length: Length
 ) -> Iterator[dict[str, Tensor]]:

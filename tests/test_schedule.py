@@ -12,7 +12,7 @@ from torch import nn
 
 import dpft
 from dpft.config import OptimizerSection
-from dpft.evaluate import accuracy
+from dpft.evaluate import scores
 from dpft.schedule import build_optimizer, build_scale, factor, set_rates
 
 
@@ -96,4 +96,4 @@ def test_accuracy_counts_every_example_once(budget: int) -> None:
             "labels": torch.tensor([e["label"] for e in some]),
         }
 
-    assert accuracy(Parity(), examples, collate, budget) == 0.7
+    assert scores(Parity(), examples, collate, budget)["accuracy"] == 0.7
