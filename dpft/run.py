@@ -121,7 +121,7 @@ def run(recipe: Recipe, folder: Path, *, resume: bool = False, watch: Watch | No
         _train(recipe, engine, by_unit(data.train, examples), training, checkpoints, average, watch)
         average.apply()
         model.eval()
-        found = {**before, **heldout.after(model, watch.say)}
+        found = {**heldout.after(model, watch.say), **before}  # the result first: it heads the report
     if books:
         books.confirm()
     heldout.record(folder, found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -83,11 +84,12 @@ def _statement(plan: Plan, facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _facts(plan: Plan, made: Mapping[str, Any]) -> list[tuple[str, str]]:
+    epsilon = f"{math.ceil(plan.epsilon.upper * 1e4) / 1e4:.4f}"
     return [
         ("epsilon", "infinite"),
         ("steps", str(plan.steps)),
         ("expected batch size", f"{plan.expected_batch_size:g}"),
         ("trained parameters", f"{made['trained_parameters']['count']:,}"),
         ("model", made["model"]),
-        ("the private twin's plan", f"epsilon {plan.epsilon.upper:.4f} at delta {plan.delta:g}"),
+        ("plan of the private twin", f"epsilon {epsilon} at delta {plan.delta:g}"),
     ]
