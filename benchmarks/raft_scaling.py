@@ -73,6 +73,7 @@ def main() -> None:
     if options.write:
         RESULTS.mkdir(exist_ok=True)
         (RESULTS / "raft_scaling.md").write_text(text.rstrip() + "\n")
+    if options.write and found:
         picture(found).savefig(_PICTURE, dpi=150)
 
 
@@ -132,15 +133,18 @@ def report(signals: Mapping[str, Shares], found: Mapping[tuple[str, float], Trai
         [form, *(f"{mean_and_sd(found[form, lr].scores)}; {found[form, lr].moved:.2g}" for lr in options.rates)]
         for form in FORMS
     ]
+    accuracy = (
+        f"- accuracy: {options.epochs:g} epochs, 512 expected sentences a step, epsilon 6.7 at delta 1e-05, "
+        f"{options.seeds} seeds; behind it how far the functions have moved on [-3, 3]\n"
+    )
+    columns = ["coefficients", *(f"{lr:g}" for lr in options.rates)]
     return (
         heading("RAFT's coefficients, scaled and raw")
         + f"- 6 layers, degrees 5 and 4, fitted on [-6, 6]; gradient of {options.batch} sentences, clip 1, head drawn "
-        f"at standard deviation {_HEAD_STD}\n- accuracy: {options.epochs:g} epochs, 512 expected sentences a step, "
-        f"epsilon 6.7 at delta 1e-05, {options.seeds} seeds; behind it how far the functions have moved on [-3, 3]\n\n"
+        f"at standard deviation {_HEAD_STD}\n" + (accuracy if found else "") + "\n"
         "Norm of each coefficient's part of the mean clipped gradient, over that of the largest:\n\n"
         + table(["coefficient", *forms], lines)
-        + "\n\nPrivate accuracy (%) by learning rate:\n\n"
-        + table(["coefficients", *(f"{lr:g}" for lr in options.rates)], rows)
+        + (f"\n\nPrivate accuracy (%) by learning rate:\n\n{table(columns, rows)}" if found else "")
     )
 
 
@@ -152,7 +156,7 @@ def picture(found: Mapping[tuple[str, float], Trained]) -> Figure:
 
 def _options() -> Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--rates", type=float, nargs="+", default=[1e-3, 3e-3, 1e-2])
+    parser.add_argument("--rates", type=float, nargs="*", default=[1e-3, 3e-3, 1e-2], help="none: the gradients alone")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--epochs", type=float, default=1.0)
     parser.add_argument("--batch", type=int, default=256, help="sentences that the gradient is measured on")
