@@ -105,7 +105,8 @@ def run(recipe: Recipe, folder: Path, *, resume: bool = False, watch: Watch | No
     training = cache or task
     with _engine(recipe, model, optimizer, rest, task, folder, compute, resume, scale) as engine:
         write_facts(folder, recipe, promised, engine, source, books, start)
-        watch.say("preflight: every gradient against one example at a time")
+        if recipe.privacy.enabled:
+            watch.say("preflight: every gradient against one example at a time")
         engine.preflight(training.synthetic())
         if books:
             books.charge()

@@ -30,6 +30,10 @@ def plan_for_recipe(path: Path, overrides: list[str], options: dict[str, Any]) -
     if given:
         raise InputError(f"Expected a recipe or options, found both. Use --set privacy.{given[0]}=... instead.")
     recipe = load_recipe(path, overrides)
+    if not recipe.privacy.enabled:
+        raise InputError(
+            "privacy.enabled = false: such a run is NOT PRIVATE and promises nothing; leave the field out."
+        )
     return plan_from(recipe.privacy, recipe.data.unit)
 
 

@@ -17,6 +17,8 @@ from dpft.config import load_recipe
 from dpft.engine.plan import Plan
 from dpft.report.write import figure
 
+_UNPROTECTED = "NOT PRIVATE: this run trains without clipping and noise (privacy.enabled = false)"
+
 
 def run_recipe(path: Path, overrides: list[str], out: Path | None, *, resume: bool) -> None:
     """Run a recipe with a progress bar and end with a short table."""
@@ -30,10 +32,13 @@ def run_recipe(path: Path, overrides: list[str], out: Path | None, *, resume: bo
         TextColumn("elapsed"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
     )  # fmt: skip
     with Progress(*columns, console=console) as progress, _stop_signal() as stopped:
-        bar = progress.add_task("private steps", total=None, visible=False)
+        bar = progress.add_task(
+            "private steps" if recipe.privacy.enabled else "steps WITHOUT privacy", total=None, visible=False
+        )
 
         def planned(plan: Plan) -> None:
-            console.print(plan_table(plan))
+            # A run without privacy carries no plan out, so none of the plan's promises may stand above it.
+            console.print(plan_table(plan) if recipe.privacy.enabled else _UNPROTECTED)
             progress.update(bar, total=plan.steps)
 
         watch = Watch(

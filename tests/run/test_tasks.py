@@ -109,6 +109,11 @@ def test_without_noise_the_task_is_learnt(place: Any, task: str) -> None:
 def test_a_run_without_privacy_says_so_everywhere(place: Any) -> None:
     answer = run(place, "regression", "privacy.enabled=false")
     assert "NOT PRIVATE" in answer.out
+    assert "guarantee" not in answer.out  # the plan's promise is not kept, so it is not shown
+    assert "preflight" not in answer.out
+    planned = place.dpft("plan", "tiny.toml", "--set", "privacy.enabled=false")
+    assert planned.code == 2
+    assert planned.err.startswith("error: privacy.enabled")
     assert not (place.run / "ledger.jsonl").exists()
     made = json.loads((place.run / "privacy.json").read_text())
     assert made["private"] is False
