@@ -4,8 +4,9 @@
     python benchmarks/cache.py --search 1e-3 3e-3 1e-2 --only ladder    # learning rates, on this public data
 
 Each row is a whole private training on the movie reviews, one after the other on the same machine: the pass that fills
-the cache, all steps, and accuracy on held-out sentences. Memory is that of the pass and of two steps, in a process of
-its own, above what the built model holds; pages of the cache's file that lie in memory count, and are named apart.
+the cache, all steps, and accuracy on held-out sentences. Each finished row is a line of ``results/cache.jsonl``; with
+``--write`` rows that stand there are not repeated, so that a table broken off goes on where it was. Memory is that of the pass and of two steps, in a process of
+its own, above what is held before each; pages of the cache's file that lie in memory count, and are named apart.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import Records, heading, load_records, peak_memory, publish, reset_peak, table
+from common import RESULTS, Records, heading, load_records, peak_memory, publish, reset_peak, table
 from methods import REMOVED, trained_numbers
 from quickstart_baselines import compute_of
 from variants import quiet
@@ -40,6 +41,7 @@ from dpft.run import build_model
 from dpft.schedule import build_optimizer, set_rates
 from dpft.task import Task, task_of
 
+ROWS_DONE = RESULTS / "cache.jsonl"
 BASE = "LoRA, rank 4"
 
 
@@ -81,7 +83,7 @@ class _Given:
     """A run's task on records that are tokens already."""
 
     def __init__(self, task: Task) -> None:
-        self.collate, self.length, self.synthetic = task.collate, task.length, task.synthetic
+        self.collate, self.length, self.synthetic, self.labels = task.collate, task.length, task.synthetic, task.labels
 
     def examples(self, records: Sequence[Any]) -> list[Any]:
         return list(records)
@@ -147,17 +149,14 @@ def trained(row: Row, lr: float, options: Namespace) -> Times:
 
 
 def weigh(row: Row, options: Namespace) -> dict[str, float]:
-    """MB above the built model at the peaks of filling the cache and of two steps, and those of files after these."""
+    """MB that filling the cache takes at its peak above the built model, and two steps above what is held when all is
+    prepared; of these, what is pages of files."""
     at_rest: dict[str, float] = {}
-    with training(row, row.lr, options, lambda: at_rest.update(used=reset_peak(), mapped=_mapped())) as run:
+    with training(row, row.lr, options, lambda: at_rest.update(used=reset_peak())) as run:
         filling = peak_memory() - at_rest["used"]
-        reset_peak()
+        before, mapped = reset_peak(), _mapped()
         run.steps(2)
-        return {
-            "filling": filling,
-            "step": peak_memory() - at_rest["used"],
-            "mapped": _mapped() - at_rest["mapped"],
-        }
+        return {"filling": filling, "step": peak_memory() - before, "mapped": _mapped() - mapped}
 
 
 def main() -> None:
@@ -179,11 +178,14 @@ def main() -> None:
 
 def report(rows: dict[str, Row], options: Namespace) -> str:
     columns = ["method", "trained numbers", "s to fill", "s an epoch", "s in all", "times cheaper", "MB on disk"]
-    columns += ["MB above the model, filling", "a step", "of which mapped", "private (%)"]
-    found: dict[str, Times] = {}
+    columns += ["MB of memory to fill", "MB a step", "of which mapped", "private (%)"]
+    found = _kept(options) if options.write else {}
     for name, row in rows.items():
-        found[name] = trained(row, row.lr, options)
-        print(f"{name}: {found[name]}", file=sys.stderr, flush=True)
+        if name not in found:
+            found[name] = trained(row, row.lr, options)
+            print(f"{name}: {found[name]}", file=sys.stderr, flush=True)
+            if options.write:
+                _keep(name, found[name], options)
     lines = [_line(name, row, found, options) for name, row in rows.items()]
     privacy = load_records([f"privacy.epochs={options.epochs}"]).recipe.privacy
     setting = (
@@ -191,6 +193,22 @@ def report(rows: dict[str, Row], options: Namespace) -> str:
         f"epsilon {privacy.epsilon:g} at delta {privacy.delta:g}; cache in {options.dtype}; one training a row\n\n"
     )
     return heading("The frozen model runs once") + setting + table(columns, lines)
+
+
+def _kept(options: Namespace) -> dict[str, Times]:
+    """Rows that were finished before with the same options."""
+    lines = ROWS_DONE.read_text().splitlines() if ROWS_DONE.exists() else []
+    made = [json.loads(line) for line in lines]
+    return {one["name"]: Times(**one["times"]) for one in made if one["options"] == _setting(options)}
+
+
+def _keep(name: str, times: Times, options: Namespace) -> None:
+    with ROWS_DONE.open("a") as file:
+        file.write(json.dumps({"name": name, "options": _setting(options), "times": asdict(times)}) + "\n")
+
+
+def _setting(options: Namespace) -> dict[str, Any]:
+    return {"epochs": options.epochs, "dtype": options.dtype, "threads": options.threads}
 
 
 def _line(name: str, row: Row, found: dict[str, Times], options: Namespace) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.metadata
 import os
 import platform
@@ -105,6 +106,8 @@ def reset_peak() -> float:
     """Forget the peak so far, where the system can, and return the memory in use now, in MB.
 
     Elsewhere the peak so far is returned, and what is above it is a lower bound."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)  # what was freed is no memory in use
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
     return peak_memory()

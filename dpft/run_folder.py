@@ -79,6 +79,7 @@ def write_facts(
         "run": RUN,
         "plan": promised.to_dict(),
         "dataset": public_id(recipe.data),
+        "group": recipe.data.group,
         "model": source.public_name + (f" at {source.revision}" if source.revision else ""),
         "trained_parameters": trained(list(params), sum(p.numel() for p in params.values())),
         "noise_source": engine.noise_source,

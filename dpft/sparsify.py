@@ -162,6 +162,9 @@ def sparsify(
             "it can learn from: leave --no-distil out."
         )
     _, student = _load(source, tokenizer, device)
+    room = getattr(student.config, "max_position_embeddings", None)
+    if room is not None and pruning.length > room:
+        raise InputError(f"Expected --length {pruning.length} to be at most {room}, the model's positions; lower it.")
     windows = _windows(tokenizer, content, pruning.length)
     say(f"{len(windows)} windows of up to {pruning.length} tokens; what is learnt: {objective}")
     loss, said = _loss(objective, tokenizer, teacher, pruning.seed, distil=distil), max(1, pruning.steps // 20)

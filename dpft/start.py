@@ -16,7 +16,7 @@ from typing import Any
 from dpft_accounting import Ledger, Mechanism, mechanism_from_dict
 
 from dpft.adapter import fill
-from dpft.config import LedgerSection, Recipe
+from dpft.config import Recipe
 from dpft.config.start_section import StartSection
 from dpft.config.task_fields import LANGUAGE_TASKS
 from dpft.engine.plan import Plan
@@ -53,7 +53,7 @@ class Start:
         meta, before = read_json(run / "adapter" / "dpft.json"), read_json(run / "plan.json")
         try:
             _same_training(recipe, meta)
-            mechanisms = _spent_before(before, plan, recipe.ledger)
+            mechanisms = _spent_before(before, plan, recipe)
         except (KeyError, TypeError):
             raise InputError(
                 f"dpft.json or plan.json in {run} is damaged: expected them as dpft writes them."
@@ -106,9 +106,10 @@ def _same_training(recipe: Recipe, meta: Mapping[str, Any]) -> None:
         )
 
 
-def _spent_before(before: Mapping[str, Any], plan: Plan, section: LedgerSection) -> list[Mechanism]:
+def _spent_before(before: Mapping[str, Any], plan: Plan, recipe: Recipe) -> list[Mechanism]:
     """What was run on the records up to here: the earlier run's mechanism, after those that it went on from itself."""
-    earlier, books = Plan.from_dict(before["plan"]), Ledger.read(section.file)
+    assert recipe.ledger is not None  # asked for with start
+    earlier, books = Plan.from_dict(before["plan"]), Ledger.read(recipe.ledger.file)
     if not before["noise_is_private"]:
         raise PrivacyError("start.run is NOT PRIVATE, and so would be what is trained from it. Start from another run.")
     if (earlier.unit.name, earlier.unit.adjacency) != (plan.unit.name, plan.unit.adjacency):
@@ -116,11 +117,16 @@ def _spent_before(before: Mapping[str, Any], plan: Plan, section: LedgerSection)
             f"start.run protects each {earlier.unit.name} under {earlier.unit.adjacency}, this plan each "
             f"{plan.unit.name} under {plan.unit.adjacency}; their losses can't be added up. Make them the same."
         )
+    if before.get("group") != recipe.data.group:
+        raise PrivacyError(
+            f"start.run had data.group={before.get('group')}, this recipe has {recipe.data.group}: what one "
+            f"{plan.unit.name} is differs, and their losses can't be added up. Make them the same."
+        )
     charged = books.runs().get(before["data_set_run"] or "")
     if charged is None or charged.mech != earlier.mechanism or charged.committed < earlier.steps:
         raise PrivacyError(
-            f"start.run is not in the books of {section.file}, so they would say about half of what was spent on these "
-            "records. Name the same [ledger] in both phases, and run the first one again."
+            f"start.run is not in the books of {recipe.ledger.file}, so they would say about half of what was spent on "
+            "these records. Name the same [ledger] in both phases, and run the first one again."
         )
     chain = (before.get("started_from") or {}).get("mechanisms", [])
     return [*(mechanism_from_dict(m) for m in chain), earlier.mechanism]

@@ -4,6 +4,7 @@
     the head alone (Classifier)     ``features``: the pooled features                     W numbers
     the last k blocks               the last block that is frozen with all before it      T x W
     a part around the model         the modules that it names in ``reads``                T x W, W over all of them
+    parts in encoder and decoder    the same, of each stack with its own tokens           T x W and S x V
 
 An output is frozen if autograd finds no trained parameter behind it and it is the same, bit for bit, after every
 trained parameter was moved. It is its record's alone if other examples in the batch, or none, leave it as it was.
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dpft.cache.replay import Cut, Point, Replay, first, point_of
+from dpft.cache.replay import DECODED, RECORDED, Cut, Point, Replay, first, point_of
 from dpft.cache.taps import Taps
 from dpft.engine.preflight import perturbed
 from dpft.errors import InputError
@@ -87,6 +88,8 @@ def _cut(model: nn.Module, loss: Loss, batch: Mapping[str, Tensor]) -> Cut:
         points, rest = [frozen[leading[-1]]], leading[:-1]
     kept = {point.place for point in points}
     skipped = [frozen[place] for place in (*before, *rest) if place in frozen and place not in kept]
+    if not {point.stream for point in skipped} <= {point.stream for point in points}:
+        raise _needs_more()  # the encoder's output, in a decoder that attends to it
     return Cut(tuple(points), tuple(skipped), _tokens(points, batch, called))
 
 
@@ -94,6 +97,7 @@ def _frozen(
     model: nn.Module, loss: Loss, batch: Mapping[str, Tensor], places: list[str]
 ) -> tuple[dict[str, Point], dict[str, Any]]:
     """The points among ``places`` whose output no trained parameter reaches; and all outputs, in the order of calls."""
+    decoder = _decoder(model)
     one: dict[str, list[Any]] = {}
     other: dict[str, list[Any]] = {}
     with Taps(model, places) as taps:
@@ -110,20 +114,31 @@ def _frozen(
             continue
         # A module that is called twice has no one output.
         if len(values) == 2 and not values[0].requires_grad and torch.equal(*values):
-            found[place] = point_of(place, outputs[0])
+            of_decoder = decoder is not None and place.startswith(decoder + ".")
+            found[place] = point_of(place, outputs[0], DECODED if of_decoder else RECORDED)
     return found, {place: outputs[0] for place, outputs in one.items()}
 
 
 def _tokens(points: list[Point], batch: Mapping[str, Tensor], outputs: Mapping[str, Any]) -> int | None:
-    shapes = {tuple(first(outputs[point.place]).shape[:-1]) for point in points}
-    shape = shapes.pop()
-    mask = batch.get("attention_mask")
-    if shapes or len(shape) != 2:
-        raise InputError(
-            "The frozen modules' outputs are not one vector a token, of the same tokens in all of them, and only such "
-            f"are cached; {_LEAVE}."
-        )
-    return None if mask is not None and mask.shape == shape else shape[1]
+    masks = {RECORDED: batch.get("attention_mask"), DECODED: batch.get("labels")}
+    shapes = {(point.stream, tuple(first(outputs[point.place]).shape[:-1])) for point in points}
+    streams = [stream for stream, _ in shapes]
+    alike = len(set(streams)) == len(streams) and all(len(shape) == 2 for _, shape in shapes)
+    if alike and all((mask := masks[stream]) is not None and mask.shape == shape for stream, shape in shapes):
+        return None
+    if alike and streams == [RECORDED]:
+        return int(next(shape for _, shape in shapes)[1])
+    raise InputError(
+        "The frozen modules' outputs are not one vector a token, of the same tokens in all of them, and only such are "
+        f"cached; {_LEAVE}."
+    )
+
+
+def _decoder(model: nn.Module) -> str | None:
+    """The name of the decoder that reads an encoder, where the model has both."""
+    core = backbone(model)
+    part = getattr(core, "decoder", None) if hasattr(core, "encoder") else None
+    return next((name for name, module in model.named_modules() if module is part), None) if part is not None else None
 
 
 def _reads(model: nn.Module) -> Iterator[str]:
@@ -158,21 +173,30 @@ def _trains_below(model: nn.Module) -> InputError:
     )
 
 
+def _needs_more() -> InputError:
+    return InputError(
+        "The part of the model that trains needs more of the frozen part than its blocks' outputs (a position bias "
+        f"that one block hands to the next, say), so it can't run on a cache; {_LEAVE}."
+    )
+
+
 def _check_examples_apart(replay: Replay, loss: Loss, batch: Mapping[str, Tensor]) -> None:
     """Rows of other examples, or their absence, leave an example's outputs as they were, up to rounding."""
     B = len(next(iter(batch.values())))
     rows = replay.record(loss, batch)
     changed = {name: torch.cat([t[:-1], t[:1]]) for name, t in batch.items()}
-    found = [(replay.record(loss, changed)[:-1], rows[:-1], 0.05)]
-    found += [(replay.record(loss, take(batch, slice(i, i + 1))), rows[i : i + 1], 1.0) for i in range(B)]
+    found = [(replay.record(loss, changed), slice(0, B - 1), slice(0, B - 1), 0.05)]
+    for i in range(B):
+        found.append((replay.record(loss, take(batch, slice(i, i + 1))), slice(0, 1), slice(i, i + 1), 1.0))
     tolerance = max(_TOLERANCE.get(point.dtype, 0.05) for point in replay.cut.points)
-    for outputs, expected, share in found:
-        gap = (outputs - expected).double().norm()
-        if not bool(gap <= share * tolerance * expected.double().norm()):
-            raise InputError(
-                "The frozen modules compute for an example in a batch what they do not compute for it alone (batch "
-                f"statistics), so their outputs can't be cached; {_LEAVE}."
-            )
+    for outputs, here, there, share in found:
+        for stream, expected in ((stream, t[there]) for stream, t in rows.items()):
+            gap = (outputs[stream][here] - expected).double().norm()
+            if not bool(gap <= share * tolerance * expected.double().norm()):
+                raise InputError(
+                    "The frozen modules compute for an example in a batch what they do not compute for it alone (batch "
+                    f"statistics), so their outputs can't be cached; {_LEAVE}."
+                )
 
 
 def _check_same(replay: Replay, loss: Loss, batch: Mapping[str, Tensor]) -> None:
@@ -189,10 +213,7 @@ def _check_same(replay: Replay, loss: Loss, batch: Mapping[str, Tensor]) -> None
         truth = outcome(batch)
         found = _tried(lambda: outcome(replay.batch(batch, replay.record(loss, batch))))
     if found is None or not _equal(found, truth):
-        raise InputError(
-            "The part of the model that trains needs more of the frozen part than its blocks' outputs (a position bias "
-            f"that one block hands to the next, say), so it can't run on a cache; {_LEAVE}."
-        )
+        raise _needs_more()
 
 
 def _tried(run: Callable[[], list[Tensor]]) -> list[Tensor] | None:

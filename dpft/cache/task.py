@@ -9,17 +9,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dpft.cache.build import fill, key_of
+from dpft.cache.build import apart, fill, key_of
 from dpft.cache.folder import delete
 from dpft.cache.frozen import computed_in, find
-from dpft.cache.replay import Replay
+from dpft.cache.replay import DECODED, RECORDED, Recorded, Replay
 from dpft.cache.shared import alone, shared_place
 from dpft.cache.store import DTYPES, Layout, Store, reopened, written
 from dpft.config.cache_section import CacheSection
 from dpft.data.load import Data
+from dpft.data.tokenise import NOT_LEARNT
+from dpft.engine.microbatch import token_length
 from dpft.errors import InputError
 from dpft.per_sample.batches import to_device
 from dpft.per_sample.oracle import Loss
@@ -79,15 +80,19 @@ class CachedTask:
         """One example a record. The cache is opened where it holds these very records, and computed where not."""
         examples = self._task.examples(records)
         cut = self._replay.cut
-        costs = np.array([self._task.length(example) for example in examples], dtype=np.int64)
+        costs = [self._task.length(example) for example in examples]
+        tokens = [self._tokens(example) for example in examples]
+        lengths = np.array([sum(of_streams) for of_streams in tokens], dtype=np.int64)
         places = tuple(point.place for point in cut.points)
-        layout = Layout(self._key, places, cut.width, self._section.dtype, self._lengths(costs), examples)
+        # A decoder's outputs depend on the text to write as well, so that it counts as input.
+        read = [{**e, "target": e["label"]} for e in examples] if DECODED in cut.widths else examples
+        layout = Layout(self._key, places, cut.width, self._section.dtype, lengths, read)
         with alone(self._folder) if self._section.folder else nullcontext():
             self._store = reopened(self._folder, layout)
             if self._store is None:
                 say("computing once what stays frozen")
                 self._store = written(self._folder, layout, lambda write: fill(
-                    write, self._replay, self._loss, examples, costs, self._task.collate, self._budget
+                    write, self._replay, self._loss, examples, costs, tokens, self._task.collate, self._budget
                 ))  # fmt: skip
         short = cut.tokens == 0
         return [{**({"label": e["label"]} if short else e), RECORD: i} for i, e in enumerate(examples)]
@@ -101,12 +106,15 @@ class CachedTask:
         assert self._store is not None  # examples come from examples()
         records = [example[RECORD] for example in examples]
         if self._replay.cut.tokens == 0:
-            return self._replay.batch(
-                {"labels": self._task.labels(examples)}, self._store.gather(records, None).squeeze(1)
-            )
+            labels, rows = self._task.labels(examples), self._store.gather(records, None)
+            return self._replay.batch({"labels": labels}, {RECORDED: rows.squeeze(1)})
         batch = self._task.collate(list(examples))
-        mask = batch["attention_mask"] if self._replay.cut.tokens is None else None
-        return self._replay.batch(batch, self._store.gather(records, mask))
+        if self._replay.cut.tokens is not None:
+            return self._replay.batch(batch, {RECORDED: self._store.gather(records, None)})
+        own = {RECORDED: batch["attention_mask"] != 0, DECODED: batch["labels"] != NOT_LEARNT}
+        masks = [own[stream] for stream in self._replay.cut.widths]
+        rows = self._store.gather(records, torch.cat(masks, dim=1))
+        return self._replay.batch(batch, apart(rows, [mask.shape[1] for mask in masks], self._replay.cut))
 
     def finish(self) -> None:
         """The run is over: the model is whole again, and the cache deleted unless it is to stay."""
@@ -115,16 +123,18 @@ class CachedTask:
         if not self._section.keep:
             delete(self._folder)
 
-    def _lengths(self, costs: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Tokens of each record at the points."""
-        tokens = self._replay.cut.tokens
-        return costs if tokens is None else np.full_like(costs, max(1, tokens))
+    def _tokens(self, example: Any) -> tuple[int, ...]:
+        """How many a record has at the points, stream by stream."""
+        if self._replay.cut.tokens is not None:
+            return (max(1, self._replay.cut.tokens),)
+        own = {RECORDED: token_length(example), DECODED: np.size(example["label"])}
+        return tuple(own[stream] for stream in self._replay.cut.widths)
 
 
-def _kept_as(dtype: str, recorded: Tensor) -> Tensor:
+def _kept_as(dtype: str, recorded: Recorded) -> dict[str, Tensor]:
     """The synthetic batch's outputs as the cache would hold them: public, so their range may be spoken of."""
-    kept = recorded.to(DTYPES[dtype])
-    if not bool(torch.isfinite(kept).all()):
+    kept = {stream: t.to(DTYPES[dtype]) for stream, t in recorded.items()}
+    if not all(bool(torch.isfinite(t).all()) for t in kept.values()):
         raise InputError(
             f"On synthetic records a frozen output is beyond what cache.dtype={dtype!r} can hold, or not a number at "
             'all; use "bfloat16" or "float32", or leave [cache] out.'

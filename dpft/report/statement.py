@@ -37,9 +37,10 @@ def trained(names: Sequence[str], count: int) -> dict[str, Any]:
     return {"tensors": len(names), "count": count, "names_sha256": digest}
 
 
-def adjacency_in_words(plan: Plan) -> str:
-    """The neighbouring relation as a reader understands it."""
-    return _ADJACENCY[plan.unit.adjacency].format(unit=plan.unit.name)
+def adjacency_in_words(plan: Plan, group: str | None = None) -> str:
+    """The neighbouring relation as a reader understands it. ``group``: the column whose values tell units apart."""
+    belongs = f", with all rows that have its value in the column {group}," if group else ""
+    return _ADJACENCY[plan.unit.adjacency].format(unit=plan.unit.name + belongs)
 
 
 def not_covered(
@@ -92,7 +93,8 @@ def statement(plan: Plan, facts: Mapping[str, Any], ledger: Ledger) -> dict[str,
         "private": private,
         "unit": plan.unit.name,
         "adjacency": plan.unit.adjacency,
-        "adjacency_in_words": adjacency_in_words(plan),
+        "adjacency_in_words": adjacency_in_words(plan, facts.get("group")),
+        "group": facts.get("group"),
         "epsilon": {"lower": spent.lower, "upper": spent.upper if private else "inf"},
         "epsilon_planned": plan.epsilon.upper,
         "delta": plan.delta,

@@ -128,16 +128,6 @@ def test_what_is_recorded_is_what_the_side_network_reads(method: str, read: list
     assert cut.width == WIDTH * (1 + len(read))
 
 
-def test_an_encoder_decoder_is_refused(laddered: Any) -> None:
-    """Its stacks have different tokens."""
-    torch.manual_seed(0)
-    config = transformers.T5Config(**CONFIGS["t5"], decoder_start_token_id=0)
-    model = attach(transformers.T5ForConditionalGeneration(config), METHODS["default"])
-    batch = {**batch_for("t5"), "labels": torch.randint(3, VOCABULARY, (4, 5))}
-    with pytest.raises(InputError, match=r"leave \[cache\] out"):
-        find(model, dpft.losses.LOSSES["seq2seq"], batch)
-
-
 @pytest.mark.parametrize("method", ["default", "keep"])
 def test_a_run_on_a_cache_ends_at_the_same_weights(method: str, laddered: Any, letters: Any, tmp_path: Path) -> None:
     start = {n: p.detach().clone() for n, p in trainable(laddered("bert", method)).items()}

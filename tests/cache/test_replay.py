@@ -32,7 +32,7 @@ def test_gradients_are_those_of_the_whole_model(name: str, dtype: torch.dtype, a
     model, task = attached(name), letters()
     batch = task.collate(task.records[:12])
     replay = replayed(model, task.synthetic())
-    recorded = replay.record(classification_loss, batch).to(dtype)
+    recorded = {stream: t.to(dtype) for stream, t in replay.record(classification_loss, batch).items()}
     found, losses = collect(model, classification_loss, replay.batch(batch, recorded), expected=12)
     truth, expected = collect(model, classification_loss, batch, expected=12)
     assert set(found) == set(truth)
@@ -90,7 +90,7 @@ def test_an_error_in_the_middle_leaves_no_answer_behind(attached: Any, letters: 
     recorded = replay.record(classification_loss, batch)
     trouble = model.head.register_forward_pre_hook(lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        model(**inputs, recorded=recorded)
+        model(**inputs, **recorded)
     trouble.remove()
     other = task.collate(task.records[:4])
     del other["labels"]

@@ -69,7 +69,7 @@ def test_the_backbone_runs_once_for_all_records_and_not_again_on_reopening(
     counted, said = calls(model), []
     cached.examples(task.records, said.append)
     lengths = np.array([len(r["input_ids"]) for r in task.records])
-    assert counted.blocks[0] == len(list(runs(lengths, 4096))) == len(set(lengths.tolist()))
+    assert counted.blocks[0] == len(list(runs([(n,) for n in lengths.tolist()], 4096))) == len(set(lengths.tolist()))
     cached.examples(task.records, said.append)
     again = CachedTask(CacheSection(), task, attached("last-k"), classification_loss, tmp_path / "cache")
     again.examples(task.records, said.append)
@@ -113,10 +113,11 @@ def beyond(cached: CachedTask, token: int, value: float) -> None:
     """What is recorded of records with ``token`` is ``value`` throughout: finite, and beyond float16."""
     real = cached._replay.record
 
-    def record(loss: Any, batch: Any) -> torch.Tensor:
-        rows = real(loss, batch)
-        rows[(batch["input_ids"] == token).any(dim=1)] = value
-        return rows
+    def record(loss: Any, batch: Any) -> dict[str, torch.Tensor]:
+        recorded = real(loss, batch)
+        for rows in recorded.values():
+            rows[(batch["input_ids"] == token).any(dim=1)] = value
+        return recorded
 
     cached._replay.record = record  # type: ignore[method-assign]
 

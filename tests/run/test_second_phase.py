@@ -209,6 +209,7 @@ MISTAKES: dict[str, tuple[Any, tuple[str, ...], int, str]] = {
     "another base": (
         lambda f: shutil.copytree(f / "bert", f / "other"), ("model.source=./other",), 2, "on folder:bert"
     ),
+    "another unit": (None, ('data.group="id"',), 3, "start.run had data.group=None, this recipe has id"),
     "all heads": (None, ("start.prune=", "start.heads=2"), 2, "fewer than the 2 heads"),
 }  # fmt: skip
 

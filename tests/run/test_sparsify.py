@@ -173,6 +173,8 @@ def test_mistakes_are_one_sentence(bert: Path, text: Path, tmp_path: Path) -> No
         with pytest.raises(InputError, match=names):
             sparsify(str(bert), where, path, Pruning(**SHORT), public=True, **options)
         assert not to.exists()
+    with pytest.raises(InputError, match=r"--length 99 to be at most \d+, the model's positions"):
+        sparsify(str(bert), to, text, Pruning(**{**SHORT, "length": 99}), public=True)
     for bad in ({"sparsity": 1.0}, {"sparsity": 0.0}, {"steps": 1}, {"until": 2000}, {"length": 4}, {"lr": 0.0}):
         with pytest.raises(InputError, match=next(iter(bad))):
             Pruning(**bad)

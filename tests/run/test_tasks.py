@@ -155,7 +155,8 @@ def test_rows_of_one_group_are_one_unit(place: Any) -> None:
     run(place, "regression", 'data.group="who"', 'data.unit="person"', "data.heldout=0.0", "privacy.sample_rate=",
         "privacy.examples=20", "privacy.expected_batch=5")  # fmt: skip
     made = json.loads((place.run / "privacy.json").read_text())
-    assert (made["unit"], made["sample_rate"]) == ("person", 0.25)
+    assert (made["unit"], made["sample_rate"], made["group"]) == ("person", 0.25, "who")
+    assert "one person, with all rows that have its value in the column who, replaced by" in made["adjacency_in_words"]
     short = place.dpft("run", "tiny.toml", *(part for o in (
         'data.source="json"', 'data.path="records.json"', 'data.task="regression"', *TASKS["regression"],
         'data.group="who"', "data.heldout=0.0", "privacy.sample_rate=", "privacy.examples=60",
