@@ -5,8 +5,9 @@
 
 Each row is a whole private training on the movie reviews, one after the other on the same machine: the pass that fills
 the cache, all steps, and accuracy on held-out sentences. Each finished row is a line of ``results/cache.jsonl``; with
-``--write`` rows that stand there are not repeated, so that a table broken off goes on where it was. Memory is that of the pass and of two steps, in a process of
-its own, above what is held before each; pages of the cache's file that lie in memory count, and are named apart.
+``--write`` rows that stand there are not repeated, so that a table broken off goes on where it was. Memory is that of
+the pass and of two steps, in a process of its own, above what is held before each; pages of the cache's file that lie
+in memory count, and are named apart.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ ROWS = {
     "BitFit": Row(('method.name="bitfit"',), 1e-2, 3e-3),
     "IA3": Row(('method.name="ia3"',), 1e-2, 1e-2),
     "normalisation layers": Row(('method.name="norms"',), 1e-2, 3e-3),
-    "last block": Row(('method.name="last-k"', "method.k=1"), 3e-4, 1e-4),
+    "last block": Row(('method.name="last-k"', "method.k=1"), 3e-3, 3e-4),
     "LoRA, rank 4": Row(("method.rank=4", 'method.targets=["query", "value"]'), 3e-2, 3e-3),
     "LoRA, rank 4, every layer": Row(("method.rank=4", 'method.targets=["all-linear"]'), 1e-2, 3e-3),
     "adapter, bottleneck 16": Row(('method.name="yu2022-adapter"', "method.bottleneck=16"), 1e-2, 3e-3),

@@ -29,6 +29,11 @@ def task_model(
     if task == "causal-lm":
         return LanguageModel(load_language_model(source, "causal-lm", attention))
     encoder = load_encoder(source, attention)
+    if getattr(encoder.config, "is_encoder_decoder", False):
+        raise InputError(
+            f"Expected model.source={source.public_name!r} to be an encoder or a decoder for data.task={task!r}, found "
+            'both in one; set data.task="seq2seq" and let it write the label, or choose another model.'
+        )
     if task != "token-classification":
         return classifier(encoder, outputs, pooling, feature_norm)
     found = classifier(encoder, outputs, "mean", feature_norm)

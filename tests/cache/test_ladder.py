@@ -16,7 +16,6 @@ from dpft.cache.replay import RECORDED, Replay
 from dpft.cache.task import CachedTask
 from dpft.config.cache_section import CacheSection
 from dpft.engine.keystream import InsecureSeededWords
-from dpft.errors import InputError
 from dpft.models.classifier import classifier
 from dpft.models.losses import classification_loss
 from dpft.peft import Ladder, attach
