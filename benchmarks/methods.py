@@ -50,7 +50,7 @@ class Row:
 ROWS = {
     "head only": Row(('method.name="head"',), 1e-2, 1e-2),
     "BitFit": Row(('method.name="bitfit"',), 1e-2, 3e-3),
-    "IA3": Row(('method.name="ia3"',), 1e-2, 1e-2),
+    "IA3": Row(('method.name="ia3"',), 3e-2, 1e-2),
     "normalisation layers": Row(('method.name="norms"',), 1e-2, 3e-3),
     "last block": Row(('method.name="last-k"', "method.k=1"), 3e-3, 3e-4),
     "LoRA, rank 4": Row(("method.rank=4", 'method.targets=["query", "value"]'), 3e-2, 3e-3),
