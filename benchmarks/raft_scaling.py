@@ -1,21 +1,24 @@
 """Why RAFT scales its coefficients: the gradient's share of each, and what private training makes of both forms.
 
     python benchmarks/raft_scaling.py --write
+    python benchmarks/raft_scaling.py --only raw --rates 3e-4 --write    # one form at one more learning rate
 
 Rational activations alone (and the head) on the quickstart's encoder and sentences, trained privately with raw
 coefficients of powers of x, as published, and with scaled ones, at several learning rates. The sentences are public,
-and nothing is released.
+and nothing is released. Each form at each rate, once trained, is a line of ``results/raft_scaling.jsonl``; with
+``--write`` what stands there is not trained again, and the table is made of all of it.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import sys
 import tempfile
 from argparse import Namespace
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -36,6 +39,7 @@ from dpft.peft.raft import Rational
 from dpft.report.activations import learned_functions
 from dpft.run import run
 
+_RUNS = RESULTS / "raft_scaling.jsonl"
 _PICTURE = Path(__file__).resolve().parent.parent / "docs" / "raft.png"
 _HEAD_STD = 0.02  # as transformers draws heads; at dpft's own zero no gradient passes through it at first
 
@@ -50,10 +54,12 @@ Shares = dict[str, float]
 
 @dataclass(frozen=True)
 class Trained:
-    """Accuracies, one a seed, at one learning rate; the first run's model, and how far its functions have moved."""
+    """Accuracies of a form at one learning rate, one a seed, and how far the first run's functions have moved."""
 
+    form: str
+    lr: float
+    epochs: float
     scores: list[float]
-    model: Classifier
     moved: float
 
 
@@ -63,18 +69,28 @@ def main() -> None:
     quiet()
     records = load_records([])
     signals = {form: shares(records, method, options) for form, method in FORMS.items()}
-    found: dict[tuple[str, float], Trained] = {}
-    for form in FORMS:
-        for lr in options.rates:
+    found = {(one.form, one.lr): one for one in (_kept(options) if options.write else ())}
+    for form in (form for form in FORMS if not options.only or form in options.only):
+        for lr in (lr for lr in options.rates if (form, lr) not in found):
             found[form, lr] = trained(form, lr, options)
-            print(form, lr, found[form, lr].scores, found[form, lr].moved, file=sys.stderr, flush=True)
+            print(found[form, lr], file=sys.stderr, flush=True)
+            if options.write:
+                with _RUNS.open("a") as file:
+                    file.write(json.dumps(asdict(found[form, lr])) + "\n")
     text = report(signals, found, options)
     print(text)
     if options.write:
         RESULTS.mkdir(exist_ok=True)
         (RESULTS / "raft_scaling.md").write_text(text.rstrip() + "\n")
     if options.write and found:
-        picture(found).savefig(_PICTURE, dpi=150)
+        picture(found, options).savefig(_PICTURE, dpi=150)
+
+
+def _kept(options: Namespace) -> list[Trained]:
+    """Those of as many epochs and seeds."""
+    lines = _RUNS.read_text().splitlines() if _RUNS.exists() else []
+    made = [Trained(**json.loads(line)) for line in lines]
+    return [one for one in made if (one.epochs, len(one.scores)) == (options.epochs, options.seeds)]
 
 
 def shares(records: Records, method: RAFT, options: Namespace) -> Shares:
@@ -95,16 +111,19 @@ def shares(records: Records, method: RAFT, options: Namespace) -> Shares:
 
 
 def trained(form: str, lr: float, options: Namespace) -> Trained:
+    runs = [private_run(_recipe(form, lr, options.epochs, seed)) for seed in range(options.seeds)]
+    return Trained(form, lr, options.epochs, [score for score, _ in runs], moved(runs[0][1]))
+
+
+def _recipe(form: str, lr: float, epochs: float, seed: int) -> Recipe:
     fields = FORMS[form]
     records = load_records(
         [
             *REMOVED, 'method.name="raft"', f'method.scaling="{fields.scaling}"', f'method.tails="{fields.tails}"',
-            f"optimizer.lr={lr}", f"privacy.epochs={options.epochs}", "privacy.expected_batch=512",
+            f"optimizer.lr={lr}", f"privacy.epochs={epochs}", "privacy.expected_batch=512",
         ]
     )  # fmt: skip
-    runs = [private_run(records.recipe.model_copy(update={"seed": seed})) for seed in range(options.seeds)]
-    model = runs[0][1]
-    return Trained([score for score, _ in runs], model, moved(model))
+    return records.recipe.model_copy(update={"seed": seed})
 
 
 def private_run(recipe: Recipe) -> tuple[float, Classifier]:
@@ -129,15 +148,13 @@ def report(signals: Mapping[str, Shares], found: Mapping[tuple[str, float], Trai
     lines = [[key, *(f"{signals[form][key] / largest[form]:.2g}" for form in forms)] for key in sorted(signals["raw"])]
     spread = [f"{largest[form] / min(v for v in signals[form].values() if v):.0f}" for form in forms]
     lines.append(["largest over smallest", *spread])
-    rows = [
-        [form, *(f"{mean_and_sd(found[form, lr].scores)}; {found[form, lr].moved:.2g}" for lr in options.rates)]
-        for form in FORMS
-    ]
+    rates = sorted({lr for _, lr in found})
+    rows = [[form, *(_cell(found.get((form, lr))) for lr in rates)] for form in FORMS]
     accuracy = (
         f"- accuracy: {options.epochs:g} epochs, 512 expected sentences a step, epsilon 6.7 at delta 1e-05, "
         f"{options.seeds} seeds; behind it how far the functions have moved on [-3, 3]\n"
     )
-    columns = ["coefficients", *(f"{lr:g}" for lr in options.rates)]
+    columns = ["coefficients", *(f"{lr:g}" for lr in rates)]
     return (
         heading("RAFT's coefficients, scaled and raw")
         + f"- 6 layers, degrees 5 and 4, fitted on [-6, 6]; gradient of {options.batch} sentences, clip 1, head drawn "
@@ -148,15 +165,20 @@ def report(signals: Mapping[str, Shares], found: Mapping[tuple[str, float], Trai
     )
 
 
-def picture(found: Mapping[tuple[str, float], Trained]) -> Figure:
-    """The functions that the best scaled runs learnt."""
+def _cell(one: Trained | None) -> str:
+    return "" if one is None else f"{mean_and_sd(one.scores)}; {one.moved:.2g}"
+
+
+def picture(found: Mapping[tuple[str, float], Trained], options: Namespace) -> Figure:
+    """The functions that a run learns in the scaled form, at the rate that was best for it."""
     best = max((t for (form, _), t in found.items() if form == "scaled"), key=lambda t: sum(t.scores))
-    return learned_functions(best.model)
+    return learned_functions(private_run(_recipe(best.form, best.lr, options.epochs, 0))[1])
 
 
 def _options() -> Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rates", type=float, nargs="*", default=[1e-3, 3e-3, 1e-2], help="none: the gradients alone")
+    parser.add_argument("--only", nargs="+", choices=list(FORMS), help="the forms to train")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--epochs", type=float, default=1.0)
     parser.add_argument("--batch", type=int, default=256, help="sentences that the gradient is measured on")
