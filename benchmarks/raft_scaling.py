@@ -148,8 +148,8 @@ def report(signals: Mapping[str, Shares], found: Mapping[tuple[str, float], Trai
     lines = [[key, *(f"{signals[form][key] / largest[form]:.2g}" for form in forms)] for key in sorted(signals["raw"])]
     spread = [f"{largest[form] / min(v for v in signals[form].values() if v):.0f}" for form in forms]
     lines.append(["largest over smallest", *spread])
-    rates = sorted({lr for _, lr in found})
-    rows = [[form, *(_cell(found.get((form, lr))) for lr in rates)] for form in FORMS]
+    rates, trained_forms = sorted({lr for _, lr in found}), {form for form, _ in found}
+    rows = [[form, *(_cell(found.get((form, lr))) for lr in rates)] for form in FORMS if form in trained_forms]
     accuracy = (
         f"- accuracy: {options.epochs:g} epochs, 512 expected sentences a step, epsilon 6.7 at delta 1e-05, "
         f"{options.seeds} seeds; behind it how far the functions have moved on [-3, 3]\n"
