@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import RESULTS, Records, heading, load_records, peak_memory, publish, reset_peak, table
+from common import RESULTS, Records, heading, keep, kept, load_records, peak_memory, publish, reset_peak, table
 from methods import REMOVED, trained_numbers
 from quickstart_baselines import compute_of
 from variants import quiet
@@ -186,7 +186,7 @@ def report(rows: dict[str, Row], options: Namespace) -> str:
             found[name] = trained(row, row.lr, options)
             print(f"{name}: {found[name]}", file=sys.stderr, flush=True)
             if options.write:
-                _keep(name, found[name], options)
+                keep(ROWS_DONE, {"name": name, "options": _setting(options), "times": asdict(found[name])})
     lines = [_line(name, row, found, options) for name, row in rows.items()]
     privacy = load_records([f"privacy.epochs={options.epochs}"]).recipe.privacy
     setting = (
@@ -198,14 +198,8 @@ def report(rows: dict[str, Row], options: Namespace) -> str:
 
 def _kept(options: Namespace) -> dict[str, Times]:
     """Rows that were finished before with the same options."""
-    lines = ROWS_DONE.read_text().splitlines() if ROWS_DONE.exists() else []
-    made = [json.loads(line) for line in lines]
-    return {one["name"]: Times(**one["times"]) for one in made if one["options"] == _setting(options)}
-
-
-def _keep(name: str, times: Times, options: Namespace) -> None:
-    with ROWS_DONE.open("a") as file:
-        file.write(json.dumps({"name": name, "options": _setting(options), "times": asdict(times)}) + "\n")
+    same = [one for one in kept(ROWS_DONE) if one["options"] == _setting(options)]
+    return {one["name"]: Times(**one["times"]) for one in same}
 
 
 def _setting(options: Namespace) -> dict[str, Any]:

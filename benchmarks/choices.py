@@ -13,7 +13,6 @@ them costs no privacy; on private data such a search would have to be charged. E
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import statistics
 import sys
@@ -28,7 +27,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from common import QUICKSTART, RESULTS, heading, load_records, publish, table
+from common import QUICKSTART, RESULTS, heading, keep, kept, load_records, publish, table
 from quickstart_baselines import mean_and_sd, private_run
 from torch import nn
 from variants import quiet
@@ -139,8 +138,7 @@ def finished(wanted: Sequence[Run], options: Namespace) -> Iterator[Run]:
             said = f"{run.name}, seed {run.seed}: {run.score:.4f} in {run.seconds:.0f} s"
             print(said, file=sys.stderr, flush=True)
             if options.write:
-                with RUNS.open("a") as file:
-                    file.write(json.dumps(asdict(run)) + "\n")
+                keep(RUNS, asdict(run))
             yield run
 
 
@@ -203,9 +201,7 @@ def difference(scores: Sequence[float], base: Sequence[float]) -> str:
 
 
 def _kept() -> list[Run]:
-    lines = RUNS.read_text().splitlines() if RUNS.exists() else []
-    found = [json.loads(line) for line in lines]
-    return [Run(**{**values, "overrides": tuple(values["overrides"])}) for values in found]
+    return [Run(**{**values, "overrides": tuple(values["overrides"])}) for values in kept(RUNS)]
 
 
 def _options(arguments: Sequence[str] | None = None) -> Namespace:

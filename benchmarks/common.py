@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import importlib.metadata
+import json
 import os
 import platform
 import re
 import resource
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,6 +101,17 @@ def middle_and_range(values: Sequence[float], unit: str = "") -> str:
     '1.25 s (1.00 to 2.00)'
     """
     return f"{statistics.median(values):.2f}{unit} ({min(values):.2f} to {max(values):.2f})"
+
+
+def kept(path: Path) -> list[dict[str, Any]]:
+    """What finished runs left in a file of one JSON line each; nothing where there is no file."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def keep(path: Path, run: Mapping[str, Any]) -> None:
+    """Add a finished run to such a file."""
+    with path.open("a") as file:
+        file.write(json.dumps(run) + "\n")
 
 
 def reset_peak() -> float:

@@ -12,7 +12,6 @@ with ``--write`` runs that stand there are not repeated, and the table is made o
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
@@ -22,7 +21,7 @@ from multiprocessing import get_context
 from typing import Any
 
 import torch
-from common import RESULTS, Records, heading, load_records, publish, table
+from common import RESULTS, Records, heading, keep, kept, load_records, publish, table
 from quickstart_baselines import compute_of, mean_and_sd, ordinary_run, private_run, steps_of
 from variants import quiet
 
@@ -148,8 +147,7 @@ def finished(wanted: Sequence[Run], options: Namespace) -> Iterator[Run]:
             run = done.result()
             print(f"{run.name}, private {run.private}, seed {run.seed}: {run.score:.4f}", file=sys.stderr, flush=True)
             if options.write and not options.search:
-                with RUNS.open("a") as file:
-                    file.write(json.dumps(asdict(run)) + "\n")
+                keep(RUNS, asdict(run))
             yield run
 
 
@@ -206,9 +204,7 @@ def trained_numbers(records: Records) -> int:
 
 
 def _kept() -> list[Run]:
-    lines = RUNS.read_text().splitlines() if RUNS.exists() else []
-    found = [json.loads(line) for line in lines]
-    return [Run(**{**values, "overrides": tuple(values["overrides"])}) for values in found]
+    return [Run(**{**values, "overrides": tuple(values["overrides"])}) for values in kept(RUNS)]
 
 
 def _options(arguments: Sequence[str] | None = None) -> Namespace:

@@ -19,7 +19,8 @@ def main() -> None:
     accuracy = rows_of(_read("methods"), "| method |")
     cost: dict[str, dict[str, str]] = {}
     for kind in ("methods-cost", "methods-cost-more"):  # measured in two sittings
-        cost |= rows_of(_read(kind).partition("bfloat16")[2], "| method |")
+        if path_of(kind).exists():
+            cost |= rows_of(_read(kind).partition("bfloat16")[2], "| method |")
     columns = ["method", "trained numbers", "private (%)", "not private (%)"]
     columns += ["ms, 64 sentences", "time, private / ordinary", "MB above the model", "memory, private / ordinary"]
     lines = [line(name, accuracy[name], cost[name]) for name in accuracy if name in cost]
@@ -50,8 +51,12 @@ def rows_of(text: str, start: str) -> dict[str, dict[str, str]]:
     return {row[0]: dict(zip(columns, row, strict=True)) for row in rows}
 
 
+def path_of(kind: str) -> Path:
+    return RESULTS / f"{kind}-{slug()}.md"
+
+
 def _read(kind: str) -> str:
-    return (RESULTS / f"{kind}-{slug()}.md").read_text()
+    return path_of(kind).read_text()
 
 
 if __name__ == "__main__":

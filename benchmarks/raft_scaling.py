@@ -12,7 +12,6 @@ and nothing is released. Each form at each rate, once trained, is a line of ``re
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
 import tempfile
@@ -22,7 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from common import RESULTS, Records, heading, load_records, table
+from common import RESULTS, Records, heading, keep, kept, load_records, table
 from compacter_init import gradient
 from matplotlib.figure import Figure
 from methods import REMOVED
@@ -75,8 +74,7 @@ def main() -> None:
             found[form, lr] = trained(form, lr, options)
             print(found[form, lr], file=sys.stderr, flush=True)
             if options.write:
-                with _RUNS.open("a") as file:
-                    file.write(json.dumps(asdict(found[form, lr])) + "\n")
+                keep(_RUNS, asdict(found[form, lr]))
     text = report(signals, found, options)
     print(text)
     if options.write:
@@ -88,8 +86,7 @@ def main() -> None:
 
 def _kept(options: Namespace) -> list[Trained]:
     """Those of as many epochs and seeds."""
-    lines = _RUNS.read_text().splitlines() if _RUNS.exists() else []
-    made = [Trained(**json.loads(line)) for line in lines]
+    made = [Trained(**values) for values in kept(_RUNS)]
     return [one for one in made if (one.epochs, len(one.scores)) == (options.epochs, options.seeds)]
 
 

@@ -137,8 +137,9 @@ def _tokens(points: list[Point], batch: Mapping[str, Tensor], outputs: Mapping[s
 def _decoder(model: nn.Module) -> str | None:
     """The name of the decoder that reads an encoder, where the model has both."""
     core = backbone(model)
-    part = getattr(core, "decoder", None) if hasattr(core, "encoder") else None
-    return next((name for name, module in model.named_modules() if module is part), None) if part is not None else None
+    if not (hasattr(core, "encoder") and hasattr(core, "decoder")):
+        return None
+    return next(name for name, module in model.named_modules() if module is core.decoder)
 
 
 def _reads(model: nn.Module) -> Iterator[str]:
@@ -185,14 +186,14 @@ def _check_examples_apart(replay: Replay, loss: Loss, batch: Mapping[str, Tensor
     B = len(next(iter(batch.values())))
     rows = replay.record(loss, batch)
     changed = {name: torch.cat([t[:-1], t[:1]]) for name, t in batch.items()}
-    found = [(replay.record(loss, changed), slice(0, B - 1), slice(0, B - 1), 0.05)]
-    for i in range(B):
-        found.append((replay.record(loss, take(batch, slice(i, i + 1))), slice(0, 1), slice(i, i + 1), 1.0))
+    found = [(take(replay.record(loss, changed), slice(B - 1)), take(rows, slice(B - 1)), 0.05)]
+    each = [slice(i, i + 1) for i in range(B)]
+    found += [(replay.record(loss, take(batch, one)), take(rows, one), 1.0) for one in each]
     tolerance = max(_TOLERANCE.get(point.dtype, 0.05) for point in replay.cut.points)
-    for outputs, here, there, share in found:
-        for stream, expected in ((stream, t[there]) for stream, t in rows.items()):
-            gap = (outputs[stream][here] - expected).double().norm()
-            if not bool(gap <= share * tolerance * expected.double().norm()):
+    for outputs, expected, share in found:
+        for stream, truth in expected.items():
+            gap = (outputs[stream] - truth).double().norm()
+            if not bool(gap <= share * tolerance * truth.double().norm()):
                 raise InputError(
                     "The frozen modules compute for an example in a batch what they do not compute for it alone (batch "
                     f"statistics), so their outputs can't be cached; {_LEAVE}."
