@@ -139,7 +139,8 @@ def _decoder(model: nn.Module) -> str | None:
     core = backbone(model)
     if not (hasattr(core, "encoder") and hasattr(core, "decoder")):
         return None
-    return next(name for name, module in model.named_modules() if module is core.decoder)
+    found: str = next(name for name, module in model.named_modules() if module is core.decoder)
+    return found
 
 
 def _reads(model: nn.Module) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,13 +11,17 @@ import pytest
 import torch
 from torch import nn
 
+import dpft
 from dpft.data import Collator
+from dpft.engine.keystream import InsecureSeededWords
 from dpft.engine.microbatch import token_length
 from dpft.models.classifier import TextClassifier
+from dpft.models.losses import classification_loss
 from dpft.peft import attach
 from dpft.peft.around import Around
 from dpft.peft.method import Method
 from dpft.peft.registry import method_from
+from dpft.per_sample.capture import trainable
 
 WIDTH, VOCABULARY, LAYERS = 16, 23, 3
 
@@ -117,6 +122,38 @@ def attached() -> Callable[..., TextClassifier]:
         return model
 
     return make
+
+
+@pytest.fixture
+def train() -> Callable[..., dict[str, torch.Tensor]]:
+    """``train(model, task, records, ledger)``: the trained weights after some steps, noised alike every time."""
+
+    def go(
+        model: Any, task: Any, records: list[Any], ledger: Path, *, loss: Any = classification_loss, steps: int = 8
+    ) -> dict[str, torch.Tensor]:
+        plan = dpft.plan(delta=1e-5, sample_rate=0.4, expected_batch=12, noise_multiplier=0.5, steps=steps, clip=1.0)
+        optimizer = torch.optim.SGD(trainable(model).values(), lr=0.2)
+        words = InsecureSeededWords(3)
+        with dpft.PrivateEngine(
+            model, optimizer, plan, loss=loss, ledger=ledger, token_budget=40, words=words
+        ) as engine:
+            engine.preflight(task.synthetic())
+            for batch in engine.batches(task.examples(records), task.collate, length=task.length):
+                engine.step(batch)
+        return {name: p.detach().clone() for name, p in trainable(model).items()}
+
+    return go
+
+
+@pytest.fixture
+def gap_and_way() -> Callable[..., tuple[float, float]]:
+    """How far two trainings from the same start ended from each other, and how far the first one went."""
+
+    def measure(start: Any, plain: Any, found: Any) -> tuple[float, float]:
+        gap, way = (torch.stack([(plain[n] - other[n]).norm() for n in plain]).norm() for other in (found, start))
+        return float(gap), float(way)
+
+    return measure
 
 
 class Calls:

@@ -10,12 +10,10 @@ import pytest
 import torch
 import transformers
 
-import dpft
 from dpft.cache.frozen import find
 from dpft.cache.replay import RECORDED, Replay
 from dpft.cache.task import CachedTask
 from dpft.config.cache_section import CacheSection
-from dpft.engine.keystream import InsecureSeededWords
 from dpft.models.classifier import classifier
 from dpft.models.losses import classification_loss
 from dpft.peft import Ladder, attach
@@ -128,18 +126,19 @@ def test_what_is_recorded_is_what_the_side_network_reads(method: str, read: list
 
 
 @pytest.mark.parametrize("method", ["default", "keep"])
-def test_a_run_on_a_cache_ends_at_the_same_weights(method: str, laddered: Any, letters: Any, tmp_path: Path) -> None:
+def test_a_run_on_a_cache_ends_at_the_same_weights(
+    method: str, laddered: Any, letters: Any, train: Any, gap_and_way: Any, tmp_path: Path
+) -> None:
     start = {n: p.detach().clone() for n, p in trainable(laddered("bert", method)).items()}
     task = letters()
-    plain = _train(laddered("bert", method), task, tmp_path / "plain.jsonl")
+    plain = train(laddered("bert", method), task, task.records, tmp_path / "plain.jsonl")
     model = laddered("bert", method)
     cached = CachedTask(CacheSection(), task, model, classification_loss, tmp_path / "cache")
     examples, counted = cached.examples(task.records), Blocks(model)
     cached.examples = lambda _: examples  # type: ignore[method-assign]  # filled before the counting begins
-    found = _train(model, cached, tmp_path / "cached.jsonl")
+    found = train(model, cached, task.records, tmp_path / "cached.jsonl")
     assert counted.calls == 0
-    way = torch.stack([(plain[n] - start[n]).norm() for n in plain]).norm()
-    gap = torch.stack([(plain[n] - found[n]).norm() for n in plain]).norm()
+    gap, way = gap_and_way(start, plain, found)
     assert gap <= 1e-4 * way
     assert way > 0.1
     batch = task.synthetic()
@@ -147,15 +146,3 @@ def test_a_run_on_a_cache_ends_at_the_same_weights(method: str, laddered: Any, l
     cached.finish()
     torch.testing.assert_close(model(**{n: t for n, t in batch.items() if n != "labels"}), before)
     assert RECORDED not in batch
-
-
-def _train(model: Any, task: Any, ledger: Path) -> dict[str, torch.Tensor]:
-    plan = dpft.plan(delta=1e-5, sample_rate=0.4, expected_batch=12, noise_multiplier=0.5, steps=8, clip=1.0)
-    optimizer = torch.optim.SGD(trainable(model).values(), lr=0.2)
-    with dpft.PrivateEngine(
-        model, optimizer, plan, loss=classification_loss, ledger=ledger, token_budget=40, words=InsecureSeededWords(3)
-    ) as engine:
-        engine.preflight(task.synthetic())
-        for batch in engine.batches(task.examples(getattr(task, "records", ())), task.collate, length=task.length):
-            engine.step(batch)
-    return {name: p.detach().clone() for name, p in trainable(model).items()}

@@ -9,13 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-import dpft
 from dpft.cache.build import key_of, runs
 from dpft.cache.frozen import find
 from dpft.cache.task import CachedTask
 from dpft.config.cache_section import CacheSection
 from dpft.engine.accumulate import Accumulator
-from dpft.engine.keystream import InsecureSeededWords
 from dpft.engine.microbatch import LogicalBatch
 from dpft.errors import InputError
 from dpft.models.losses import classification_loss
@@ -27,36 +25,21 @@ STEPS = 12
 FAR = {"float32": 1e-4, "bfloat16": 0.05, "float16": 0.01}
 
 
-def train(model: Any, task: Any, records: list[Any], ledger: Path) -> dict[str, torch.Tensor]:
-    """The trained weights after STEPS steps with noise that is the same every time."""
-    plan = dpft.plan(delta=1e-5, sample_rate=0.4, expected_batch=12, noise_multiplier=0.5, steps=STEPS, clip=1.0)
-    optimizer = torch.optim.SGD(trainable(model).values(), lr=0.2)
-    words = InsecureSeededWords(3)
-    with dpft.PrivateEngine(
-        model, optimizer, plan, loss=classification_loss, ledger=ledger, token_budget=40, words=words
-    ) as engine:
-        engine.preflight(task.synthetic())
-        for batch in engine.batches(task.examples(records), task.collate, length=task.length):
-            engine.step(batch)
-    return {name: p.detach().clone() for name, p in trainable(model).items()}
-
-
 @pytest.mark.parametrize("dtype", FAR)
 @pytest.mark.parametrize("name", NAMES)
 def test_the_trained_weights_are_those_without_a_cache(
-    name: str, dtype: Any, attached: Any, letters: Any, calls: Any, tmp_path: Path
+    name: str, dtype: Any, attached: Any, letters: Any, calls: Any, tmp_path: Path, train: Any, gap_and_way: Any
 ) -> None:
     task = letters()
     start = {n: p.detach().clone() for n, p in trainable(attached(name)).items()}
-    plain = train(attached(name), task, task.records, tmp_path / "plain.jsonl")
+    plain = train(attached(name), task, task.records, tmp_path / "plain.jsonl", steps=STEPS)
     model = attached(name)
     cached = CachedTask(CacheSection(dtype=dtype), task, model, classification_loss, tmp_path / "cache")
     examples, counted = cached.examples(task.records), calls(model)
     cached.examples = lambda _: examples  # the cache is filled before the counting begins
-    found = train(model, cached, task.records, tmp_path / "cached.jsonl")
+    found = train(model, cached, task.records, tmp_path / "cached.jsonl", steps=STEPS)
     assert counted.blocks[:2] == [0, 0]
-    way = torch.stack([(plain[n] - start[n]).norm() for n in plain]).norm()
-    gap = torch.stack([(plain[n] - found[n]).norm() for n in plain]).norm()
+    gap, way = gap_and_way(start, plain, found)
     assert gap <= FAR[dtype] * way
     assert way > 0.1
 

@@ -10,13 +10,11 @@ import pytest
 import torch
 import transformers
 
-import dpft
 from dpft.cache.frozen import find
 from dpft.cache.replay import DECODED, RECORDED, Replay
 from dpft.cache.task import CachedTask
 from dpft.config.cache_section import CacheSection
 from dpft.data import Collator
-from dpft.engine.keystream import InsecureSeededWords
 from dpft.errors import InputError
 from dpft.models.language import LanguageModel
 from dpft.models.losses import seq2seq_loss
@@ -110,18 +108,17 @@ def test_loss_and_gradients_are_those_of_the_whole_model(method: str) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_run_on_a_cache_ends_at_the_same_weights(method: str, tmp_path: Path) -> None:
+def test_a_run_on_a_cache_ends_at_the_same_weights(method: str, train: Any, gap_and_way: Any, tmp_path: Path) -> None:
     start = {n: p.detach().clone() for n, p in trainable(writer(METHODS[method])).items()}
     task = Pairs()
-    plain = _train(writer(METHODS[method]), task, tmp_path / "plain.jsonl")
+    plain = train(writer(METHODS[method]), task, task.records, tmp_path / "plain.jsonl", loss=seq2seq_loss)
     model = writer(METHODS[method])
     cached = CachedTask(CacheSection(), task, model, seq2seq_loss, tmp_path / "cache")  # type: ignore[arg-type]
     examples, counted = cached.examples(task.records), Blocks(model)
     cached.examples = lambda _: examples  # type: ignore[method-assign]  # filled before the counting begins
-    found = _train(model, cached, tmp_path / "cached.jsonl")
+    found = train(model, cached, task.records, tmp_path / "cached.jsonl", loss=seq2seq_loss)
     assert counted.calls == 0
-    way = torch.stack([(plain[n] - start[n]).norm() for n in plain]).norm()
-    gap = torch.stack([(plain[n] - found[n]).norm() for n in plain]).norm()
+    gap, way = gap_and_way(start, plain, found)
     assert gap <= 1e-4 * way
     assert way > 0.1
     cached.finish()
@@ -140,15 +137,3 @@ def test_what_needs_the_encoder_besides_is_refused() -> None:
     """The last decoder block attends to an encoder that would not run."""
     with pytest.raises(InputError, match=r"needs more of the frozen part.* leave \[cache\] out\.$"):
         find(writer(method_from({"name": "last-k"})), seq2seq_loss, Pairs().synthetic())
-
-
-def _train(model: Any, task: Any, ledger: Path) -> dict[str, torch.Tensor]:
-    plan = dpft.plan(delta=1e-5, sample_rate=0.4, expected_batch=12, noise_multiplier=0.5, steps=8, clip=1.0)
-    optimizer = torch.optim.SGD(trainable(model).values(), lr=0.2)
-    with dpft.PrivateEngine(
-        model, optimizer, plan, loss=seq2seq_loss, ledger=ledger, token_budget=40, words=InsecureSeededWords(3)
-    ) as engine:
-        engine.preflight(task.synthetic())
-        for batch in engine.batches(task.examples(Pairs.records), task.collate, length=task.length):
-            engine.step(batch)
-    return {name: p.detach().clone() for name, p in trainable(model).items()}
