@@ -2,7 +2,7 @@
 
     method                          recorded                                              a record's share
     the head alone (Classifier)     ``features``: the pooled features                     W numbers
-    the last k blocks               the last block that is frozen with all before it      T x W
+    parts of the last k blocks      the last block that is frozen with all before it      T x W
     a part around the model         the modules that it names in ``reads``                T x W, W over all of them
     parts in encoder and decoder    the same, of each stack with its own tokens           T x W and S x V
 

@@ -28,6 +28,7 @@ class BottleneckSection(Section):
     before_dropout: bool = Field(default=False, description="whether the attention's dropout follows its adapter")
     norms: bool = Field(default=False, description="whether the model's normalisation layers train too")
     targets: Paths = Field(default=(), description="ends of names of the modules to adapt; [] = by placement")
+    blocks: Width | None = Field(default=None, description="how many of the last blocks it is in; absent = all")
 
     @model_validator(mode="after")
     def _one_size(self) -> Self:

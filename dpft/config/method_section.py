@@ -42,6 +42,7 @@ class LoRASection(Section):
         default=None, description="numerator of the scaling alpha/rank; absent = a scaling of 1"
     )
     targets: Parts = Field(default=(), description="last components of module names; [] = the family's usual ones")
+    blocks: Width | None = Field(default=None, description="how many of the last blocks it is in; absent = all")
     fuse_qkv: bool = Field(default=False, description="whether query, key and value of one attention share A")
     freeze_a: bool = Field(default=False, description="whether B alone trains (FFA-LoRA)")
     rslora: bool = Field(default=False, description="whether the scaling is alpha/sqrt(rank)")

@@ -28,9 +28,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dpft.errors import InputError
-from dpft.peft.bottleneck import expect_whole
 from dpft.peft.families import FAMILIES, model_type
-from dpft.peft.method import Method, placed
+from dpft.peft.method import Method, expect_whole, placed
 from dpft.peft.prompt import expect_above_zero, rows, table_of
 from dpft.peft.prompt_file import read_prompts
 from dpft.peft.soft_prompt import SoftPrompt, host_of, put_in

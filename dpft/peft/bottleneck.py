@@ -23,9 +23,9 @@ from torch import Tensor, nn
 
 from dpft.errors import InputError
 from dpft.peft.families import Role, at, is_linear
-from dpft.peft.inject import matching_modules, replace_module
+from dpft.peft.inject import matching_modules, of_last_blocks, replace_module
 from dpft.peft.lora import linear_shape
-from dpft.peft.method import Method, Wrapper, placed
+from dpft.peft.method import Method, Wrapper, expect_whole, placed
 
 Activation = Literal["gelu", "gelu_new", "relu", "silu"]
 Placement = Literal["both", "ffn", "attention"]
@@ -52,7 +52,7 @@ class Bottleneck(Method):
     """What down-activation-up methods share. At most one of ``bottleneck`` (the width inside) and ``reduction``
     (the sublayer's width over it) is given; ``before_dropout`` puts the adapter of the attention before the
     dropout that ends it; ``norms``: every normalisation layer of the model trains as well; ``targets``: ends of
-    names of the modules whose output is adapted, in place of the family's."""
+    names of the modules whose output is adapted, in place of the family's; ``blocks``: only in the last so many."""
 
     merges: ClassVar[bool] = False
     roles: ClassVar[tuple[Role, ...]] = ("attention_out", "ffn_out")
@@ -65,9 +65,10 @@ class Bottleneck(Method):
     before_dropout: bool = False
     norms: bool = False
     targets: tuple[str, ...] = ()
+    blocks: int | None = None
 
     def __post_init__(self) -> None:
-        for field in ("bottleneck", "reduction"):
+        for field in ("bottleneck", "reduction", "blocks"):
             if getattr(self, field) is not None:
                 expect_whole(field, getattr(self, field))
         if self.bottleneck is not None and self.reduction is not None:
@@ -77,7 +78,7 @@ class Bottleneck(Method):
 
     def inject(self, model: nn.Module, generator: torch.Generator) -> list[nn.Parameter]:
         """Wrap every place; the added layers train, and the norms if asked for. Each parameter once."""
-        places = self._places(model)
+        places = of_last_blocks(model, self._places(model), self.blocks)
         norms = _norms(model) if self.norms else []
         made = [
             (place.name, Adapted(place.module, down, self.activation, up))
@@ -193,11 +194,6 @@ class Adapted(Wrapper):
 
     def added(self) -> tuple[nn.Module, nn.Module]:
         return self.adapter_down, self.adapter_up
-
-
-def expect_whole(field: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InputError(f"Expected method.{field}={value} to be a whole number of at least 1.")
 
 
 def expect_one_of(field: str, value: str, names: tuple[str, ...]) -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
 
 from torch import nn
 
 from dpft.errors import InputError
-from dpft.peft.families import Role, at, blocks_of, is_linear
+from dpft.peft.families import FAMILIES, Role, at, blocks_of, is_linear, model_type
 from dpft.peft.method import Wrapper, innermost
 
 ALL_LINEAR = "all-linear"
+N = TypeVar("N", bound=tuple[Any, ...])
 
 
 def linears(model: nn.Module, targets: tuple[str, ...]) -> list[tuple[str, nn.Module]]:
@@ -66,6 +68,36 @@ def matching_modules(
             raise InputError(f"method.targets names {unfit}, a {type(modules[unfit]).__name__}; expected {expected}.")
         found.update(named)
     return [(name, m) for name, m in modules.items() if name in found]
+
+
+def last_blocks(model: nn.Module, k: int, field: str) -> list[tuple[str, nn.Module]]:
+    """(name, block) of the last ``k`` transformer blocks; of the decoder's, where there are encoder and decoder.
+
+    Raises :class:`InputError` that names ``field`` where there are fewer, or where the family's blocks are unknown."""
+    if model_type(model) not in FAMILIES:
+        raise InputError(
+            f"{field} counts transformer blocks, and those of the model family {model_type(model)!r} are not known, "
+            f"only those of {', '.join(FAMILIES)}; name the layers with method.targets instead."
+        )
+    stack = blocks_of(model)[-1]
+    if k > len(stack):
+        raise InputError(f"Expected {field}={k} to be at most {len(stack)}, the number of blocks.")
+    return stack[-k:]
+
+
+def of_last_blocks(model: nn.Module, named: Iterable[N], blocks: int | None) -> list[N]:
+    """Those of ``named``, tuples that start with a module's name, that lie in the last ``blocks`` blocks; all of them
+    where that is None. Raises :class:`InputError` where none is left."""
+    named = list(named)
+    if blocks is None:
+        return named
+    within = tuple(name for name, _ in last_blocks(model, blocks, "method.blocks"))
+    left = [place for place in named if inside(place[0], within)]
+    if not left:
+        raise InputError(
+            f"method.targets names no module of the last {blocks} blocks; name one, or leave out method.blocks."
+        )
+    return left
 
 
 def replace_module(model: nn.Module, name: str, new: nn.Module) -> None:

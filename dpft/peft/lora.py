@@ -29,8 +29,8 @@ from torch.func import functional_call
 
 from dpft.errors import InputError
 from dpft.peft.families import at, family_of, is_linear
-from dpft.peft.inject import ALL_LINEAR, linears, matching_modules, replace_module
-from dpft.peft.method import Method, Wrapper
+from dpft.peft.inject import ALL_LINEAR, linears, matching_modules, of_last_blocks, replace_module
+from dpft.peft.method import Method, Wrapper, expect_whole
 from dpft.peft.pattern import Pattern, check_pattern, is_sparse
 
 PARTS = ("q", "k", "v")
@@ -39,8 +39,8 @@ PARTS = ("q", "k", "v")
 @dataclass(frozen=True)
 class LoRA(Method):
     """What to adapt. ``targets`` are last components of module names (``("query", "value")``), or
-    ``("all-linear",)`` for every Linear of the transformer blocks, or ``()`` for the family's usual ones;
-    ``alpha`` absent means scaling 1."""
+    ``("all-linear",)`` for every Linear of the transformer blocks, or ``()`` for the family's usual ones; with
+    ``blocks`` only those in the last so many blocks. ``alpha`` absent means scaling 1."""
 
     name: ClassVar[str] = "lora"
     what: ClassVar[str] = "low-rank pairs beside chosen Linear layers (Hu et al. 2021)"
@@ -49,6 +49,7 @@ class LoRA(Method):
     rank: int = 8
     alpha: float | None = None
     targets: tuple[str, ...] = ()
+    blocks: int | None = None
     fuse_qkv: bool = False
     freeze_a: bool = False
     rslora: bool = False
@@ -56,8 +57,9 @@ class LoRA(Method):
     pattern: Pattern = "ignore"
 
     def __post_init__(self) -> None:
-        if isinstance(self.rank, bool) or not isinstance(self.rank, int) or self.rank < 1:
-            raise InputError(f"Expected method.rank={self.rank} to be a whole number of at least 1.")
+        expect_whole("rank", self.rank)
+        if self.blocks is not None:
+            expect_whole("blocks", self.blocks)
         if self.alpha is not None and not 0 < self.alpha < math.inf:
             raise InputError(f"Expected method.alpha={self.alpha} to be a finite number above 0.")
         if self.rslora and self.alpha is None:
@@ -74,7 +76,7 @@ class LoRA(Method):
 
     def inject(self, model: nn.Module, generator: torch.Generator) -> list[nn.Parameter]:
         """Wrap every target; the factors' parameters train (B alone with ``freeze_a``)."""
-        targets = list(places(model, self.targets or family_of(model).lora))
+        targets = of_last_blocks(model, places(model, self.targets or family_of(model).lora), self.blocks)
         siblings = self._siblings(model) if self.fuse_qkv else {}
         made: dict[str, LoRALinear] = {}
         trained: list[nn.Parameter] = []

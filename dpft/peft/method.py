@@ -95,6 +95,12 @@ def innermost(module: nn.Module) -> nn.Module:
     return module
 
 
+def expect_whole(field: str, value: object) -> None:
+    """Raise :class:`InputError` that names ``field`` unless ``value`` is a whole number of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InputError(f"Expected method.{field}={value} to be a whole number of at least 1.")
+
+
 def placed(parameter: torch.Tensor, like: nn.Module) -> nn.Parameter:
     """``parameter`` on the device and in the number type of ``like``'s own parameters, if it has any."""
     reference = next(like.parameters(), None)

@@ -29,10 +29,9 @@ from torch import Tensor, nn
 
 from dpft.errors import InputError
 from dpft.peft.around import Around
-from dpft.peft.bottleneck import expect_whole
 from dpft.peft.families import at, backbone, family_of
 from dpft.peft.lora import linear_shape
-from dpft.peft.method import Method, placed
+from dpft.peft.method import Method, expect_whole, placed
 from dpft.peft.prompt import expect_above_zero
 from dpft.per_sample import expand
 

@@ -98,6 +98,7 @@ METHODS: dict[str, Method] = {
     "last-k": method_from({"name": "last-k"}),
     "rungs": Rungs(),
     "lora": method_from({"name": "lora", "rank": 2}),
+    "lora, last block": method_from({"name": "lora", "rank": 2, "targets": ["all-linear"], "blocks": 1}),
 }
 
 

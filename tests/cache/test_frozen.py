@@ -22,6 +22,7 @@ BLOCK = "encoder.encoder.layer.{}.forward"
     [
         ("head", ["features"], [], 0),
         ("last-k", [BLOCK.format(1)], ["encoder.embeddings.forward", BLOCK.format(0)], None),
+        ("lora, last block", [BLOCK.format(1)], ["encoder.embeddings.forward", BLOCK.format(0)], None),
         ("rungs", ["encoder.embeddings.forward", BLOCK.format(0), BLOCK.format(2)], [BLOCK.format(1)], None),
     ],
 )

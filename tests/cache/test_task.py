@@ -19,7 +19,7 @@ from dpft.errors import InputError
 from dpft.models.losses import classification_loss
 from dpft.per_sample.capture import trainable
 
-NAMES = ["head", "last-k", "rungs"]
+NAMES = ["head", "last-k", "lora, last block", "rungs"]
 STEPS = 12
 # Of the way that the weights went: float32 differs by which kernel a shape gets, the others by what they round off.
 FAR = {"float32": 1e-4, "bfloat16": 0.05, "float16": 0.01}
