@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from common import RESULTS, Records, heading, keep, kept, load_records, peak_memory, publish, reset_peak, table
 from methods import REMOVED, trained_numbers
-from quickstart_baselines import compute_of
+from runs import compute_of
 from variants import quiet
 
 from dpft.cache.task import CachedTask
@@ -43,6 +43,7 @@ from dpft.schedule import build_optimizer, set_rates
 from dpft.task import Task, task_of
 
 ROWS_DONE = RESULTS / "cache.jsonl"
+SIZES = ("privacy.expected_batch=800", "optimizer.head_lr=1e-2")  # of every row
 BASE = "LoRA, rank 4"
 
 
@@ -117,7 +118,7 @@ class Training:
 @contextmanager
 def training(row: Row, lr: float, options: Namespace, built: Callable[[], object] = lambda: None) -> Iterator[Training]:
     """All that a run makes before its first step. ``built`` is called when the model stands."""
-    records = load_records([*row.overrides, f"privacy.epochs={options.epochs}", f"optimizer.lr={lr}"])
+    records = load_records([*row.overrides, *SIZES, f"privacy.epochs={options.epochs}", f"optimizer.lr={lr}"])
     recipe, compute = records.recipe, compute_of(records.recipe)
     model, _ = build_model(recipe, records.source, attention_for(compute, torch.device("cpu")))
     given = _Given(task_of(recipe.data, records.source, model))
@@ -188,7 +189,7 @@ def report(rows: dict[str, Row], options: Namespace) -> str:
             if options.write:
                 keep(ROWS_DONE, {"name": name, "options": _setting(options), "times": asdict(found[name])})
     lines = [_line(name, row, found, options) for name, row in rows.items()]
-    privacy = load_records([f"privacy.epochs={options.epochs}"]).recipe.privacy
+    privacy = load_records([*SIZES, f"privacy.epochs={options.epochs}"]).recipe.privacy
     setting = (
         f"- {options.epochs:g} epochs of {privacy.examples} sentences, {privacy.expected_batch} expected in a step; "
         f"epsilon {privacy.epsilon:g} at delta {privacy.delta:g}; cache in {options.dtype}; one training a row\n\n"
@@ -212,7 +213,7 @@ def _line(name: str, row: Row, found: dict[str, Times], options: Namespace) -> l
     memory = weighed_elsewhere(name)
     return [
         name,
-        f"{trained_numbers(load_records(row.overrides)):,}",
+        f"{trained_numbers(row.overrides):,}",
         f"{mine.fill:.1f}" if row.cached else "",
         f"{mine.steps / options.epochs:.2f}",
         f"{total:.0f}",

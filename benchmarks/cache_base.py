@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from cache import BASE, ROWS, Row, training
+from cache import BASE, ROWS, SIZES, Row, training
 from common import heading, load_records, publish, table
 from methods import REMOVED
 from transformers import BertConfig, BertModel
@@ -76,7 +76,7 @@ def report(found: dict[str, tuple[float, float]], options: Namespace) -> str:
         ]
         for case, (fill, epoch) in found.items()
     ]
-    privacy = load_records([f"privacy.epochs={options.epochs}"]).recipe.privacy
+    privacy = load_records([*SIZES, f"privacy.epochs={options.epochs}"]).recipe.privacy
     setting = (
         f"- a BERT of 12 blocks of 768 with random weights; {privacy.examples} sentences, {privacy.expected_batch} "
         f"expected in a step; {options.steps} steps timed ({options.plain_steps} without a cache), and "

@@ -15,28 +15,26 @@ from __future__ import annotations
 import argparse
 import math
 import statistics
-import sys
-import time
+import tempfile
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import torch
-from common import QUICKSTART, RESULTS, heading, keep, kept, load_records, publish, table
-from quickstart_baselines import mean_and_sd, private_run
+from averages import AVERAGES, averaged_too
+from common import RESULTS, heading, publish, table
+from runs import Run, Scores, add_options, mean_and_sd, results
 from torch import nn
 from variants import quiet
 
-from dpft.config import load_recipe
 from dpft.engine.plan import Plan, plan_from
 from dpft.models.classifier import Classifier
+from dpft.run import run
 
-RUNS = RESULTS / "choices.jsonl"
+FILE = RESULTS / "choices.jsonl"
 BASE = (
     "method.rank=4",
     'method.targets=["all-linear"]',
@@ -45,7 +43,14 @@ BASE = (
     "optimizer.lr=1e-2",
     "optimizer.head_lr=1e-2",
 )
+
+
+def _rate(lr: str) -> tuple[str, ...]:
+    return f"optimizer.lr={lr}", f"optimizer.head_lr={lr}"
+
+
 BLOCKS = ("method.rank=", "method.alpha=", "method.targets=", 'method.name="last-k"')
+AVERAGED = ("base", "schedule constant")  # runs whose averages over the steps are evaluated as well
 DRAWN = "head drawn at random"  # no recipe asks for it, so that this one name stands for what is done
 CHOICES: dict[str, tuple[str, ...]] = {
     "base": (),
@@ -53,9 +58,15 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "pooling cls": ('model.pooling="cls"',),
     "features not scaled": ("model.feature_norm=",),
     **{f"features of norm {n}": (f"model.feature_norm={n}.0",) for n in (1, 3, 30)},
-    **{f"batch {n}": (f"privacy.expected_batch={n}",) for n in (128, 256, 1024, 2048)},
-    **{f"epochs {n}": (f"privacy.epochs={n}.0",) for n in (1, 5, 10)},
-    **{f"rate {lr}": (f"optimizer.lr={lr}", f"optimizer.head_lr={lr}") for lr in ("1e-3", "3e-3", "3e-2")},
+    **{
+        f"batch {n}, rate {lr}": (f"privacy.expected_batch={n}", *_rate(lr))
+        for n, lr in ((128, "2.5e-3"), (256, "5e-3"), (1024, "2e-2"), (2048, "3e-2"))
+    },
+    **{
+        f"epochs {n}, rate {lr}": (f"privacy.epochs={n}.0", *_rate(lr))
+        for n, lr in ((1, "2e-2"), (4, "5e-3"), (4, "1e-2"), (10, "2e-3"))
+    },
+    **{f"rate {lr}": _rate(lr) for lr in ("1e-3", "3e-3", "3e-2")},
     **{f"rate of the head {lr}": (f"optimizer.head_lr={lr}",) for lr in ("3e-3", "3e-2", "1e-1")},
     **{f"clip {c}": (f"privacy.clip={c}",) for c in (0.1, 0.3, 3.0, 10.0)},
     "clipping auto-s": ('privacy.clipping="auto-s"',),
@@ -64,91 +75,55 @@ CHOICES: dict[str, tuple[str, ...]] = {
         f"adam-bc, floor {floor}": ('optimizer.name="adam-bc"', f"optimizer.noise_floor={floor}")
         for floor in (0.1, 0.3, 1.0, 3.0)
     },
-    **{
-        f"sgd, rate {lr}": ('optimizer.name="sgd"', f"optimizer.lr={lr}", f"optimizer.head_lr={lr}")
-        for lr in ("1.0", "3.0", "10.0")
-    },
+    **{f"sgd, rate {lr}": ('optimizer.name="sgd"', *_rate(lr)) for lr in ("1.0", "3.0", "10.0")},
     "eps 1e-6": ("optimizer.eps=1e-6",),
     **{
         f"betas {one}, {two}": (f"optimizer.betas=[{one}, {two}]",)
         for one, two in ((0.0, 0.999), (0.5, 0.999), (0.95, 0.999), (0.9, 0.9), (0.9, 0.98))
     },
-    "averaging ema, decay 0.8": ('optimizer.average="ema"', "optimizer.average_decay=0.8"),
-    "averaging ema": ('optimizer.average="ema"',),
-    "averaging tail, half": ('optimizer.average="tail"', "optimizer.average_tail=0.5"),
-    "averaging tail": ('optimizer.average="tail"',),
     "warm-up 0.1": ("optimizer.warmup=0.1",),
     "schedule constant": ('optimizer.schedule="constant"',),
     "schedule cosine": ('optimizer.schedule="cosine"',),
-    "schedule constant, averaging ema": ('optimizer.schedule="constant"', 'optimizer.average="ema"'),
-    "schedule constant, averaging tail": ('optimizer.schedule="constant"', 'optimizer.average="tail"'),
     **{
         f"scaled, renewed every {n}": ('optimizer.scale="privatised"', f"optimizer.scale_every={n}") for n in (1, 5, 10)
     },
-    **{f"last {k} of 6 blocks in full": (*BLOCKS, f"method.k={k}") for k in (1, 2, 6)},
+    **{f"in the last {k} of 6 blocks": (f"method.blocks={k}",) for k in (1, 2, 3)},
+    **{f"last {k} of 6 blocks in full": (*BLOCKS, f"method.k={k}") for k in (1, 6)},
     "rank 1": ("method.rank=1", "method.alpha=1.0"),
     "rank 16": ("method.rank=16", "method.alpha=16.0"),
 }
 
 
-@dataclass(frozen=True)
-class Run:
-    """One training, and what came out of it; ``name``, ``overrides`` and ``seed`` say which."""
-
-    name: str
-    overrides: tuple[str, ...]
-    seed: int
-    score: float = 0.0
-    seconds: float = 0.0
-
-    @property
-    def plan(self) -> Plan:
-        recipe = load_recipe(QUICKSTART, self.overrides)
-        return plan_from(recipe.privacy, recipe.data.unit)
-
-    def same_as(self, other: Run) -> bool:
-        return (self.name, self.overrides, self.seed) == (other.name, other.overrides, other.seed)
-
-
 def main() -> None:
     options = _options()
-    torch.set_num_threads(options.threads)
     quiet()
     names = [name for name in CHOICES if not options.only or name.startswith(tuple(options.only))]
     wanted = [run_of(name, seed, options.set) for name in names for seed in range(options.seeds)]
     if options.list:
         for name in names:
-            print(f"{name}: {run_of(name, 0, options.set).plan.steps} steps")
+            print(f"{name}: {plan_of(run_of(name, 0, options.set)).steps} steps")
         return
-    known = _kept() if options.write else []
-    runs = [run for run in known if any(run.same_as(w) for w in wanted)]
-    runs += finished([w for w in wanted if not any(w.same_as(run) for run in known)], options)
-    publish("choices", report(runs, options.seeds), write=options.write)
+    publish("choices", report(results(wanted, options, FILE, train)), write=options.write)
 
 
 def run_of(name: str, seed: int, more: Sequence[str] = ()) -> Run:
     return Run(name, (*BASE, *CHOICES[name], *more), seed)
 
 
-def finished(wanted: Sequence[Run], options: Namespace) -> Iterator[Run]:
-    """Each run, as it ends; kept in the file with ``--write``."""
-    with ProcessPoolExecutor(options.jobs, get_context("spawn"), torch.set_num_threads, (options.threads,)) as pool:
-        for done in as_completed([pool.submit(train, run) for run in wanted]):
-            run = done.result()
-            said = f"{run.name}, seed {run.seed}: {run.score:.4f} in {run.seconds:.0f} s"
-            print(said, file=sys.stderr, flush=True)
-            if options.write:
-                keep(RUNS, asdict(run))
-            yield run
+def plan_of(run: Run) -> Plan:
+    return plan_from(run.recipe.privacy, run.recipe.data.unit)
 
 
-def train(run: Run) -> Run:
-    quiet()
-    start = time.perf_counter()
-    records = load_records(run.overrides)
-    with drawn_head(run.seed, run.name == DRAWN):
-        score = private_run(records, run.seed)
-    return replace(run, score=score, seconds=round(time.perf_counter() - start, 1))
+def train(asked: Run) -> Scores:
+    """Accuracy; and that of averages over the steps of the same training, where the schedule alone is in question."""
+    averages: dict[str, float] = {}
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        drawn_head(asked.seed, asked.name == DRAWN),
+        averaged_too(averages, asked.name in AVERAGED),
+    ):
+        found = run(asked.recipe, Path(folder) / "run").scores
+    return {"accuracy": float(found["accuracy"]), **averages}
 
 
 @contextmanager
@@ -164,26 +139,43 @@ def drawn_head(seed: int, really: bool) -> Iterator[None]:
         yield
 
 
-def report(runs: Sequence[Run], seeds: int) -> str:
+def report(runs: Sequence[Run]) -> str:
     """The heading, the setting, and one line a choice with its distance from the base."""
-    plan = run_of("base", 0).plan
+    plan = plan_of(run_of("base", 0))
     setting = (
         f"- base: LoRA of rank 4 on every layer, {plan.steps} steps of {plan.expected_batch_size} expected sentences, "
-        f"rate 1e-2, falling linearly, Adam, clip 1, flat; {seeds} seeds\n"
+        "rate 1e-2, falling linearly, Adam, clip 1, flat\n"
         f"- each run: epsilon {plan.epsilon.upper:.3g} at delta {plan.delta:g}\n"
         "- points: difference of the means to the base, ± its standard error\n"
     )
-    columns = ["choice", "steps", "noise multiplier", "accuracy (%)", "points", "s a run"]
+    columns = ["choice", "steps", "noise multiplier", "seeds", "accuracy (%)", "points", "s a run"]
     done = [name for name in CHOICES if any(run.name == name for run in runs)]
-    return heading("Choices for private training") + setting + "\n" + table(columns, [_line(n, runs) for n in done])
+    averaged = [name for name in AVERAGED if name in done]
+    return (
+        heading("Choices for private training")
+        + setting
+        + f"\n{table(columns, [_line(name, runs) for name in done])}\n\n"
+        + "Averages over the steps, evaluated in place of the last step of the same training; points: the mean of the\n"
+        "differences within each training, ± its standard error.\n\n"
+        + table(["schedule", "average", "points"], [line for name in averaged for line in _averages(name, runs)])
+    )
 
 
 def _line(name: str, runs: Sequence[Run]) -> list[str]:
     mine = [run for run in runs if run.name == name]
     scores, base = [r.score for r in mine], [r.score for r in runs if r.name == "base"]
-    points, plan = "" if name == "base" else difference(scores, base), mine[0].plan
+    points, plan = "" if name == "base" else difference(scores, base), plan_of(mine[0])
     seconds = f"{statistics.median(r.seconds for r in mine):.0f}"
-    return [name, str(plan.steps), f"{plan.noise_multiplier:.3f}", mean_and_sd(scores), points, seconds]
+    noise = f"{plan.noise_multiplier:.3f}"
+    return [name, str(plan.steps), noise, str(len(mine)), mean_and_sd(scores), points, seconds]
+
+
+def _averages(name: str, runs: Sequence[Run]) -> Iterator[list[str]]:
+    mine = [run for run in runs if run.name == name]
+    for average in AVERAGES:
+        gains = [100 * (run.scores[average] - run.score) for run in mine]
+        error = f" ± {statistics.stdev(gains) / math.sqrt(len(gains)):.1f}" if len(gains) > 1 else ""
+        yield ["falling linearly" if name == "base" else "constant", average, f"{statistics.mean(gains):+.1f}{error}"]
 
 
 def difference(scores: Sequence[float], base: Sequence[float]) -> str:
@@ -200,19 +192,12 @@ def difference(scores: Sequence[float], base: Sequence[float]) -> str:
     return f"{mean} ± {100 * math.sqrt(sum(statistics.variance(s) / len(s) for s in (scores, base))):.1f}"
 
 
-def _kept() -> list[Run]:
-    return [Run(**{**values, "overrides": tuple(values["overrides"])}) for values in kept(RUNS)]
-
-
 def _options(arguments: Sequence[str] | None = None) -> Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", nargs="+", help="beginnings of the names of the choices to run")
     parser.add_argument("--list", action="store_true", help="the choices and their steps; nothing is trained")
     parser.add_argument("--set", nargs="+", default=[], help="key=value for every run, after its own, for a short test")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at the same time")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of each job")
-    parser.add_argument("--write", action="store_true", help="keep the runs, and put the table into results/")
+    add_options(parser)
     return parser.parse_args(arguments)
 
 

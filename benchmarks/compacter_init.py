@@ -43,7 +43,7 @@ Norms = dict[str, float]
 def main() -> None:
     options = _options()
     torch.set_num_threads(options.threads)
-    records = load_records([f"data.max_length={options.max_length}"])
+    records = load_records([f"data.max_length={options.max_length}", "optimizer.lr=1e-3", "optimizer.head_lr=1e-2"])
     sizes: dict[str, int] = {}
     signals: dict[str, list[Norms]] = {}
     for start in STARTS:

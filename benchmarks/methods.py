@@ -12,31 +12,31 @@ with ``--write`` runs that stand there are not repeated, and the table is made o
 from __future__ import annotations
 
 import argparse
-import sys
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
-from multiprocessing import get_context
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from common import RESULTS, Records, heading, keep, kept, load_records, publish, table
-from quickstart_baselines import compute_of, mean_and_sd, ordinary_run, private_run, steps_of
+from common import QUICKSTART, RESULTS, Records, heading, load_records, publish, table
+from runs import TWIN, Run, add_options, compute_of, mean_and_sd, of_file, results
 from variants import quiet
 
+from dpft.config import load_recipe
+from dpft.engine.plan import plan_from
 from dpft.models.precision import attention_for
+from dpft.models.source import resolve
 from dpft.per_sample.capture import trainable
 from dpft.run import build_model
 
-RUNS = RESULTS / "methods.jsonl"
+FILE = RESULTS / "methods.jsonl"
 REMOVED = tuple(f"method.{field}=" for field in ("rank", "alpha", "targets"))  # the quickstart's own
 
 
 @dataclass(frozen=True)
 class Row:
     """One method: what to override in the recipe, and the learning rates of the added parameters, with and without
-    privacy; None where the method is a way to pay, which nothing is without privacy. The head has the recipe's own rate
+    privacy; None where the method is a way to pay, which nothing is without privacy. The head has 1e-2
     throughout."""
 
     overrides: tuple[str, ...]
@@ -90,78 +90,35 @@ ROWS = {
 }
 
 
-@dataclass(frozen=True)
-class Run:
-    """One training, and what came out of it. Everything before ``trained`` says which run it was."""
-
-    name: str
-    overrides: tuple[str, ...]
-    private: bool
-    seed: int
-    lr: float
-    epochs: float
-    batch: int
-    trained: int = 0
-    score: float = 0.0
-
-    def same_as(self, other: Run) -> bool:
-        def key(run: Run) -> Any:
-            return (run.name, tuple(run.overrides), run.private, run.seed, run.lr, run.epochs, run.batch)
-
-        return bool(key(self) == key(other))
-
-
 def main() -> None:
     options = _options()
-    torch.set_num_threads(options.threads)
     quiet()
     rows = {name: row for name, row in ROWS.items() if not options.only or name.startswith(tuple(options.only))}
     if options.search:
-        wanted = [_run(n, r, True, 0, lr, options) for n, r in rows.items() for lr in options.search]
-        for run in finished(wanted, options):
-            print(f"{run.name}, learning rate {run.lr:g}: {run.score:.4f}")
+        wanted = [run_of(n, r, 0, lr, options) for n, r in rows.items() for lr in options.search]
+        for run in results(wanted, options, FILE):
+            print(f"{run.name}, learning rate {run.recipe.optimizer.lr:g}: {run.score:.4f}")
         return
     wanted = [run for name, row in rows.items() for run in _runs(name, row, options)]
-    known = _kept() if options.write or options.kept else []
-    runs = [run for run in known if any(run.same_as(w) for w in wanted)]
-    if not options.kept:
-        runs += finished([w for w in wanted if not any(w.same_as(run) for run in known)], options)
+    if options.kept:
+        runs = [run for run in of_file(FILE) if any(run.same_as(w) for w in wanted)]
+    else:
+        runs = results(wanted, options, FILE)
     publish("methods", report(rows, runs, options), write=options.write)
 
 
 def _runs(name: str, row: Row, options: Namespace) -> Iterator[Run]:
     for seed in range(options.seeds):
-        yield _run(name, row, True, seed, row.lr, options)
+        yield run_of(name, row, seed, row.lr, options)
         if row.ordinary_lr is not None:
-            yield _run(name, row, False, seed, row.ordinary_lr, options)
+            yield run_of(name, row, seed, row.ordinary_lr, options, TWIN)
 
 
-def _run(name: str, row: Row, private: bool, seed: int, lr: float, options: Namespace) -> Run:
-    return Run(name, row.overrides, private, seed, lr, options.epochs, options.batch)
-
-
-def finished(wanted: Sequence[Run], options: Namespace) -> Iterator[Run]:
-    """Each run, as it ends; kept in the file with ``--write``."""
-    with ProcessPoolExecutor(options.jobs, get_context("spawn"), torch.set_num_threads, (options.threads,)) as pool:
-        for done in as_completed([pool.submit(train, run) for run in wanted]):
-            run = done.result()
-            print(f"{run.name}, private {run.private}, seed {run.seed}: {run.score:.4f}", file=sys.stderr, flush=True)
-            if options.write and not options.search:
-                keep(RUNS, asdict(run))
-            yield run
-
-
-def train(run: Run) -> Run:
-    quiet()
-    records = records_for(run)
-    score = (private_run if run.private else ordinary_run)(records, run.seed)
-    return Run(**{**asdict(run), "trained": trained_numbers(records), "score": score})
-
-
-def records_for(run: Run) -> Records:
-    removed = [] if "LoRA" in run.name else REMOVED
-    sizes = (f"privacy.epochs={run.epochs}", f"privacy.expected_batch={run.batch}", f"optimizer.lr={run.lr}")
-    return load_records([*removed, *run.overrides, *sizes])
+def run_of(name: str, row: Row, seed: int, lr: float, options: Namespace, *more: str) -> Run:
+    removed = () if "LoRA" in name else REMOVED
+    sizes = (f"privacy.epochs={options.epochs}", f"privacy.expected_batch={options.batch}")
+    rates = (f"optimizer.lr={lr}", "optimizer.head_lr=1e-2")
+    return Run(name, (*removed, *row.overrides, *sizes, *rates, *more), seed)
 
 
 def report(rows: dict[str, Row], runs: Sequence[Run], options: Namespace) -> str:
@@ -169,13 +126,13 @@ def report(rows: dict[str, Row], runs: Sequence[Run], options: Namespace) -> str
     columns = ["method", "trained numbers", "private (%)", "not private (%)", "learning rates"]
     measured = {run.name for run in runs}
     missing = rows.keys() - measured
-    shown = records_for(runs[0])
-    privacy = shown.recipe.privacy
+    shown: Records = load_records(runs[0].overrides)
+    plan = plan_from(shown.recipe.privacy, shown.recipe.data.unit)
     setting = (
-        f"- {len(shown.train)} sentences to train, {len(shown.heldout)} held out; {privacy.epochs:g} epochs, "
-        f"{steps_of(shown)} steps of {privacy.expected_batch} expected sentences, {options.seeds} seeds, products in "
+        f"- {len(shown.train)} sentences to train, {len(shown.heldout)} held out; {options.epochs:g} epochs, "
+        f"{plan.steps} steps of {plan.expected_batch_size:g} expected sentences, {options.seeds} seeds, products in "
         f"{str(compute_of(shown.recipe)).removeprefix('torch.')}\n"
-        f"- each private run: epsilon {privacy.epsilon:g} at delta {privacy.delta:g}\n"
+        f"- each private run: epsilon {shown.recipe.privacy.epsilon:g} at delta {plan.delta:g}\n"
     )
     return (
         heading("Methods on the movie reviews")
@@ -188,36 +145,32 @@ def report(rows: dict[str, Row], runs: Sequence[Run], options: Namespace) -> str
 
 def _line(name: str, row: Row, runs: Sequence[Run]) -> list[str]:
     mine = [run for run in runs if run.name == name]
-    scores = [[run.score for run in mine if run.private is private] for private in (True, False)]
+    private = [run.score for run in mine if TWIN not in run.overrides]
+    ordinary = [run.score for run in mine if TWIN in run.overrides]
     rates = [f"{rate:g}" for rate in (row.lr, row.ordinary_lr) if rate is not None]
-    return [name, f"{mine[0].trained:,}", *(mean_and_sd(s) if s else "–" for s in scores), ", ".join(rates)]
+    scores = (mean_and_sd(s) if s else "–" for s in (private, ordinary))
+    return [name, f"{trained_numbers(mine[0].overrides):,}", *scores, ", ".join(rates)]
 
 
-def trained_numbers(records: Records) -> int:
+def trained_numbers(overrides: Sequence[str]) -> int:
     """What trains in the end: a mask that is yet to be paid for keeps as many as any other of its density."""
-    recipe: Any = records.recipe
+    recipe: Any = load_recipe(QUICKSTART, overrides)
     if getattr(recipe.method, "mask_steps", 0):
         method = recipe.method.model_copy(update={"mask": "random", "mask_steps": 0})
         recipe = recipe.model_copy(update={"method": method})
-    model, _ = build_model(recipe, records.source, attention_for(torch.float32, torch.device("cpu")))
+    source = resolve(recipe.model.source, recipe.model.revision)
+    model, _ = build_model(recipe, source, attention_for(torch.float32, torch.device("cpu")))
     return sum(p.numel() for p in trainable(model).values())
-
-
-def _kept() -> list[Run]:
-    return [Run(**{**values, "overrides": tuple(values["overrides"])}) for values in kept(RUNS)]
 
 
 def _options(arguments: Sequence[str] | None = None) -> Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=float, default=2.0)
     parser.add_argument("--batch", type=int, default=512, help="expected sentences in a batch")
     parser.add_argument("--only", nargs="+", help="beginnings of the names of the methods to run")
     parser.add_argument("--kept", action="store_true", help="run nothing: the table of the runs that were kept")
     parser.add_argument("--search", type=float, nargs="+", help="learning rates to try, one private run each")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at the same time")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of each job")
-    parser.add_argument("--write", action="store_true", help="keep the runs, and put the table into results/")
+    add_options(parser)
     return parser.parse_args(arguments)
 
 

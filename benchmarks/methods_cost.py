@@ -59,7 +59,7 @@ def lines_of(name: str, row: Row, dtype: str, options: Namespace) -> list[list[s
     times = interleaved(replace(load.task, steps=load.rounds + 1), load.kinds, load.rounds)
     ordinary, private = (times[kind.name] for kind in load.kinds)
     memory = [weighed_elsewhere(load, kind.name)["above"] for kind in load.kinds]
-    trained = trained_numbers(load_records([*_removed(name), *row.overrides]))
+    trained = trained_numbers([*_removed(name), *row.overrides])
     shown = [f"{1000 * statistics.median(t):.0f}" for t in (ordinary, private)]
     ratio = middle_and_range(paired(private, ordinary))
     return [[name, f"{trained:,}", *shown, ratio, *(f"{m:.0f}" for m in memory), f"{memory[1] / memory[0]:.2f}"]]

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from common import QUICKSTART, Records, heading, load_records, publish, table
 from methods import REMOVED
-from quickstart_baselines import compute_of, mean_and_sd
+from runs import compute_of, mean_and_sd
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModel
 from variants import quiet
@@ -39,8 +39,8 @@ from dpft.quantise import FILE, SCALE
 from dpft.run import run
 from dpft.sparsify import Pruning, sparsify
 
-_FULL = (*REMOVED, 'method.name="full"', 'method.targets=["all-linear"]', "optimizer.lr=1e-3")
-_LORA = (*REMOVED, "method.rank=4", 'method.targets=["all-linear"]', "optimizer.lr=1e-2")
+_FULL = (*REMOVED, 'method.name="full"', 'method.targets=["all-linear"]', "optimizer.lr=1e-3", "optimizer.head_lr=1e-2")
+_LORA = (*REMOVED, "method.rank=4", 'method.targets=["all-linear"]', "optimizer.lr=1e-2", "optimizer.head_lr=1e-2")
 _LOCK = 'method.pattern="lock"'
 ROWS: dict[str, tuple[bool, tuple[str, ...]]] = {  # whether on the sparse model, and what to override in the recipe
     "LoRA, rank 4, dense": (False, _LORA),

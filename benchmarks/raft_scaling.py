@@ -25,7 +25,7 @@ from common import RESULTS, Records, heading, keep, kept, load_records, table
 from compacter_init import gradient
 from matplotlib.figure import Figure
 from methods import REMOVED
-from quickstart_baselines import mean_and_sd
+from runs import mean_and_sd
 from torch import nn
 from variants import quiet
 
@@ -117,7 +117,8 @@ def _recipe(form: str, lr: float, epochs: float, seed: int) -> Recipe:
     records = load_records(
         [
             *REMOVED, 'method.name="raft"', f'method.scaling="{fields.scaling}"', f'method.tails="{fields.tails}"',
-            f"optimizer.lr={lr}", f"privacy.epochs={epochs}", "privacy.expected_batch=512",
+            f"optimizer.lr={lr}", "optimizer.head_lr=1e-2",
+            f"privacy.epochs={epochs}", "privacy.expected_batch=512",
         ]
     )  # fmt: skip
     return records.recipe.model_copy(update={"seed": seed})
