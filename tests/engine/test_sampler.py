@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
+from collections import Counter
 
 import numpy as np
 import pytest
 import torch
 
 from dpft.engine.keystream import InsecureSeededWords, Keystream
-from dpft.engine.sampler import poisson_sample
+from dpft.engine.sampler import binomial, poisson_sample, subset
 
 RECORDS, RATE, DRAWS = 60, 0.15, 3000
 
@@ -66,23 +68,104 @@ def test_rate_one_takes_every_record_and_no_records_give_an_empty_batch() -> Non
     assert poisson_sample(0, 1.0, Keystream()) == []
 
 
+class Spelt:
+    """Words whose first bits spell one number, a bit a word, from its highest."""
+
+    name, private = "spelt", False
+
+    def __init__(self, number: int) -> None:
+        self._bits = iter(f"{number:064b}")
+
+    def words(self, n: int) -> torch.Tensor:
+        assert n == 1
+        return torch.tensor([-(1 << 63) if next(self._bits) == "1" else 0])
+
+
 @pytest.mark.parametrize("rate", [1e-12, 2.0**-64, 0.1, 0.5, 1 - 2.0**-53])
 def test_inclusion_probability_is_at_most_the_rate_and_within_one_word_of_it(rate: float) -> None:
-    """D4: the words from which a record is included, counted exactly."""
+    """D4: the numbers for which a record is included, counted exactly at their edges."""
+    threshold = int(rate * 2**64)
+    for number in (0, threshold - 1, threshold, (1 << 64) - 1):
+        assert binomial(1, threshold, Spelt(number)) == (number < threshold)
+    assert threshold / 2**64 <= rate
 
-    class Edges:
-        """Words around the threshold, in the signed order that the sampler compares in."""
 
-        name, private = "edges", False
+class Noted(InsecureSeededWords):
+    """Keeps the words that it hands out."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed)
+        self.given: list[list[int]] = []
+
+    def words(self, n: int) -> torch.Tensor:
+        words = super().words(n)
+        self.given.append([w % (1 << 64) for w in words.tolist()])
+        return words
+
+
+def one_trial_at_a_time(trials: int, threshold: int, given: list[list[int]]) -> int:
+    """The same bits, given to trials that each keep a number of their own."""
+    numbers, undecided = [0] * trials, list(range(trials))
+    for bit, words in zip(reversed(range(64)), given, strict=False):
+        spelt = "".join(f"{word:064b}" for word in words)
+        # Of the last word only the highest bits are used.
+        bits = spelt[: len(undecided)]
+        for i, value in zip(undecided, bits, strict=True):
+            numbers[i] |= int(value) << bit
+        undecided = [i for i in undecided if numbers[i] >> bit == threshold >> bit]
+    return sum(number < threshold for number in numbers)
+
+
+@pytest.mark.parametrize("trials", [1, 63, 64, 65, 1000])
+@pytest.mark.parametrize("threshold", [1, 1 << 60, 0x1999999999999999, (1 << 63) + 12345, (1 << 64) - 1])
+def test_a_size_is_the_count_of_numbers_below_the_threshold(trials: int, threshold: int) -> None:
+    """D1, D4: as if every record had a number of its own."""
+    source = Noted(trials)
+    size = binomial(trials, threshold, source)
+    assert size == one_trial_at_a_time(trials, threshold, source.given)
+
+
+def test_sizes_are_spread_as_the_binomial_is() -> None:
+    """D1: every size's share, by Pearson's statistic."""
+    n, rate, draws, source = 12, 0.3, 20_000, Keystream()
+    seen = Counter(binomial(n, int(rate * 2**64), source) for _ in range(draws))
+    expected = {k: draws * math.comb(n, k) * rate**k * (1 - rate) ** (n - k) for k in range(n + 1)}
+    tail = [k for k in expected if expected[k] < 10]
+    cells = [(seen[k], expected[k]) for k in expected if k not in tail]
+    cells.append((sum(seen[k] for k in tail), sum(expected[k] for k in tail)))
+    statistic = sum((s - e) ** 2 / e for s, e in cells)
+    # Chi-squared with at most 12 degrees of freedom is above 60 with probability 3e-8.
+    assert statistic < 60
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 3, 5, 6])
+def test_every_set_of_a_size_is_equally_likely(size: int) -> None:
+    """D1: also beyond half of the records, where those left out are drawn."""
+    draws, source = 9_000, Keystream()
+    seen = Counter(tuple(subset(6, size, source).tolist()) for _ in range(draws))
+    sets = list(itertools.combinations(range(6), size))
+    assert set(seen) <= set(sets)
+    expected = draws / len(sets)
+    # Chi-squared with at most 19 degrees of freedom is above 75 with probability 1e-8.
+    assert sum((seen[s] - expected) ** 2 / expected for s in sets) < 75
+
+
+def test_memory_does_not_grow_with_the_records() -> None:
+    """A thousand of a billion: no request is longer than a chunk, and none holds a word a record."""
+
+    class Measured(Keystream):
+        longest = 0
 
         def words(self, n: int) -> torch.Tensor:
-            return torch.tensor(words[:n], dtype=torch.int64)
+            self.longest = max(self.longest, n)
+            return super().words(n)
 
-    threshold = int(rate * 2**64)
-    words = [w - (1 << 63) for w in (0, threshold - 1, threshold, (1 << 64) - 1) if w >= 0]
-    drawn = poisson_sample(len(words), rate, Edges())
-    assert drawn == [i for i, w in enumerate(words) if w + (1 << 63) < threshold]
-    assert threshold / 2**64 <= rate
+    source = Measured()
+    drawn = poisson_sample(10**9, 1e-6, source)
+    assert abs(len(drawn) - 1000) < 200  # six standard deviations
+    assert drawn == sorted(set(drawn))
+    assert 0 <= drawn[0] < drawn[-1] < 10**9
+    assert source.longest <= 1 << 17
 
 
 def test_sampling_ignores_every_user_seed() -> None:

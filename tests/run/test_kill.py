@@ -20,6 +20,7 @@ from dpft.files import write_json
 
 WORKER = Path(__file__).parent / "train_until_killed.py"
 EVERY = 7
+D = 40  # coordinates, as in the worker
 
 
 def start(folder: Path) -> subprocess.Popen[str]:
@@ -70,7 +71,7 @@ def survive(folder: Path, kills: int, steps: int) -> None:
     final, committed, executed = books(folder)
     assert final == steps  # what was lost to kills stays charged: never more than planned, in all sessions
     assert committed <= executed <= steps
-    model = nn.Linear(6, 1, bias=False)
+    model = nn.Linear(D, 1, bias=False)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     assert Checkpoints(folder / "private").restore(model, optimizer) == (steps, None)
     assert model.weight.isfinite().all()

@@ -18,7 +18,7 @@ from dpft.engine.keystream import Keystream
 from dpft.engine.plan import Plan
 from dpft.files import read_json
 
-D, RECORDS = 6, 15
+D, RECORDS = 40, 15
 
 
 class LoggedWords(Keystream):
@@ -29,7 +29,7 @@ class LoggedWords(Keystream):
         self._log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
     def words(self, n: int) -> torch.Tensor:
-        if n == D:  # noise for D coordinates; membership asks for RECORDS words
+        if n == D:  # noise for D coordinates; drawing a batch never asks for more than RECORDS words
             os.write(self._log, b".")
         return super().words(n)
 
