@@ -22,7 +22,7 @@ from runs import TWIN, Run, add_options, compute_of, mean_and_sd, results
 from dpft.engine.plan import plan_from
 
 FILE = RESULTS / "local.jsonl"
-_NO_LORA = tuple(f"method.{field}=" for field in ("rank", "alpha", "targets"))  # the quickstart's own
+NO_LORA = tuple(f"method.{field}=" for field in ("rank", "alpha", "targets"))  # the quickstart's own
 
 
 class Row(NamedTuple):
@@ -35,10 +35,10 @@ class Row(NamedTuple):
 ROWS = {
     "LoRA": Row((), ("optimizer.lr=3e-3",)),
     "adapter": Row(
-        (*_NO_LORA, 'method.name="yu2022-adapter"', "method.bottleneck=16", "optimizer.lr=1e-2"), ("optimizer.lr=3e-3",)
+        (*NO_LORA, 'method.name="yu2022-adapter"', "method.bottleneck=16", "optimizer.lr=1e-2"), ("optimizer.lr=3e-3",)
     ),
     "Compacter": Row(
-        (*_NO_LORA, 'method.name="compacter"', "method.n=4", "method.reduction=8", "optimizer.lr=1e-2"),
+        (*NO_LORA, 'method.name="compacter"', "method.n=4", "method.reduction=8", "optimizer.lr=1e-2"),
         ("optimizer.lr=3e-3",),
     ),
 }

@@ -46,13 +46,11 @@ class Collator:
         import torch
 
         ids = [example["input_ids"] for example in examples]
-        columns = {
-            "input_ids": _padded(ids, self.pad_token_id, self.padding_side),
-            "attention_mask": _padded([np.ones(len(row), dtype=np.int32) for row in ids], 0, self.padding_side),
-        }
+        there = _there(ids, self.padding_side)
+        columns = {"input_ids": _padded(ids, self.pad_token_id, there), "attention_mask": there.astype(np.int64)}
         if "token_type_ids" in self.model_input_names:
             types = [e["token_type_ids"] if "token_type_ids" in e else np.zeros_like(e["input_ids"]) for e in examples]
-            columns["token_type_ids"] = _padded(types, 0, self.padding_side)
+            columns["token_type_ids"] = _padded(types, 0, there)
         return {**{name: torch.from_numpy(column) for name, column in columns.items()}, "labels": self.labels(examples)}
 
     def labels(self, examples: Sequence[Any]) -> Tensor:
@@ -63,16 +61,21 @@ class Collator:
         found = [example["label"] for example in examples]
         if self.task in ("token-classification", "causal-lm", "seq2seq"):
             side: Side = "right" if self.task == "seq2seq" else self.padding_side
-            return torch.from_numpy(_padded(found, NOT_LEARNT, side))
+            return torch.from_numpy(_padded(found, NOT_LEARNT, _there(found, side)))
         if self.task == "multilabel":
             return torch.from_numpy(np.array(found, dtype=np.float32).reshape(len(found), self.labels_each))
         return torch.from_numpy(np.array(found, dtype=np.float32 if self.task == "regression" else np.int64))
 
 
-def _padded(rows: Sequence[NDArray[np.int32]], value: int, side: Side) -> NDArray[np.int64]:
-    T = max((len(row) for row in rows), default=1)
-    padded = np.full((len(rows), T), value, dtype=np.int64)
-    for row, target in zip(rows, padded, strict=True):
-        place = slice(T - len(row), T) if side == "left" else slice(0, len(row))
-        target[place] = row
+def _there(rows: Sequence[NDArray[np.int32]], side: Side) -> NDArray[np.bool_]:
+    """[B, T]: which places hold a token of their row, and which are padding. T is 1 for no rows."""
+    lengths = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))[:, None]
+    places = np.arange(lengths.max(initial=0 if len(rows) else 1))
+    return places < lengths if side == "right" else places >= len(places) - lengths
+
+
+def _padded(rows: Sequence[NDArray[np.int32]], value: int, there: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """[B, T]: the rows, one after the other, in their places; all at once, since a loop over them would be felt."""
+    padded = np.full(there.shape, value, dtype=np.int64)
+    padded[there] = np.concatenate(rows) if rows else ()
     return padded

@@ -1,0 +1,167 @@
+"""Where a logical step's time goes: the model's passes, and everything around them.
+
+    python benchmarks/around.py --write
+
+A real engine, with its sampler, ledger, noise and optimizer, on the quickstart's sentences, at the paper's batch of
+2,000; each part's time is taken where it is called. "Around" is all but the passes and the clipping, which is what
+ordinary training has no counterpart of at all or does much faster.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from common import Records, heading, load_records, publish, table
+from dpft_accounting.ledger_run import LedgerRun
+from local_table import NO_LORA
+from runs import compute_of
+from variants import quiet
+
+import dpft.engine.accumulate
+import dpft.engine.engine
+from dpft.engine.engine import PrivateEngine
+from dpft.engine.noise import GriddedGaussian
+from dpft.engine.plan import plan
+from dpft.models.losses import classification_loss
+from dpft.models.precision import attention_for
+from dpft.run import build_model
+from dpft.schedule import build_optimizer
+
+METHODS: dict[str, tuple[str, ...]] = {
+    "LoRA, rank 4": (),
+    "full fine-tuning": (*NO_LORA, 'method.name="full"'),
+}
+# Part -> what is timed for it: (owner, name).
+PARTS: dict[str, tuple[tuple[Any, str], ...]] = {
+    "draw the members": ((dpft.engine.engine, "poisson_sample"),),
+    "ledger": ((LedgerRun, "reserve"), (LedgerRun, "step")),
+    "cut into micro-batches": ((dpft.engine.accumulate, "cut"),),
+    "collate": (),
+    "forward and backward pass": ((dpft.engine.accumulate, "collect"),),
+    "norms, clipping, sums": ((dpft.engine.accumulate, "clipped_sum"),),
+    "noise": ((GriddedGaussian, "release"),),
+    "update": ((PrivateEngine, "_update"),),
+}
+MODEL = ("forward and backward pass", "norms, clipping, sums")
+Times = dict[str, float]
+
+
+def main() -> None:
+    options = _options()
+    torch.set_num_threads(options.threads)
+    quiet()
+    found = {name: _steps(load_records(METHODS[name]), options) for name in options.methods}
+    publish("around", report(found, options), write=options.write)
+
+
+def _steps(records: Records, options: argparse.Namespace) -> list[Times]:
+    """Seconds of each part and of the whole, of each step but the first."""
+    recipe = records.recipe
+    compute = compute_of(recipe)
+    model, _ = build_model(recipe, records.source, attention_for(compute, torch.device("cpu")))
+    made = plan(
+        delta=recipe.privacy.delta,
+        sample_rate=options.batch / len(records.train),
+        expected_batch=options.batch,
+        noise_multiplier=1.0,
+        steps=options.steps + 1,
+        clip=recipe.privacy.clip,
+    )
+    optimizer = build_optimizer(recipe.optimizer, model, model.head)
+    found: list[Times] = []
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        PrivateEngine(
+            model,
+            optimizer,
+            made,
+            loss=classification_loss,
+            ledger=Path(folder) / "ledger.jsonl",
+            token_budget=recipe.train.token_budget,
+            compute=compute,
+        ) as engine,
+        timed() as times,
+    ):
+        batches = engine.batches(records.train, _timed(times, "collate", records.collate))
+        while len(found) <= options.steps:
+            times.clear()
+            start = time.perf_counter()
+            engine.step(next(batches))
+            found.append({**times, "whole": time.perf_counter() - start})
+    return found[1:]
+
+
+@contextmanager
+def timed() -> Iterator[Times]:
+    """While open, every call of a part adds to its seconds."""
+    times: Times = {}
+    patches = [
+        patch.object(owner, name, _timed(times, part, getattr(owner, name)))
+        for part, places in PARTS.items()
+        for owner, name in places
+    ]
+    for one in patches:
+        one.start()
+    try:
+        yield times
+    finally:
+        for one in patches:
+            one.stop()
+
+
+def _timed(times: Times, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        start = time.perf_counter()
+        try:
+            return function(*args, **kwargs)
+        finally:
+            times[part] = times.get(part, 0.0) + time.perf_counter() - start
+
+    return wrapped
+
+
+def report(found: dict[str, list[Times]], options: argparse.Namespace) -> str:
+    """A line a part: milliseconds and share of the step, the median over steps."""
+    lines = [
+        [part, *(cell for steps in found.values() for cell in _cells(steps, lambda t, p=part: t.get(p, 0.0)))]
+        for part in PARTS
+    ]
+    others = lambda t: t["whole"] - sum(t.get(part, 0.0) for part in PARTS)  # noqa: E731
+    around = lambda t: t["whole"] - sum(t.get(part, 0.0) for part in MODEL)  # noqa: E731
+    lines += [
+        [name, *(cell for steps in found.values() for cell in _cells(steps, of))]
+        for name, of in (("all else", others), ("**around the model**", around), ("whole step", lambda t: t["whole"]))
+    ]
+    columns = ["part", *(cell for name in found for cell in (f"ms, {name}", "share"))]
+    setting = f"- {options.batch} expected sentences a step, {options.steps} steps after one that does not count\n\n"
+    return heading("Where a logical step's time goes") + setting + table(columns, lines)
+
+
+def _cells(steps: Sequence[Times], of: Callable[[Times], float]) -> tuple[str, str]:
+    return (
+        f"{1000 * statistics.median(of(t) for t in steps):.1f}",
+        f"{statistics.median(of(t) / t['whole'] for t in steps):.2%}",
+    )
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
+    parser.add_argument("--batch", type=int, default=2000, help="expected sentences in a logical batch")
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--write", action="store_true", help="put the table into benchmarks/results/")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
