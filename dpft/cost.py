@@ -138,8 +138,9 @@ def work(recipe: Recipe, shape: Shape, steps: int, trained: int) -> Work:
 def _passes(recipe: Recipe, shape: Shape, records: int, steps: int) -> tuple[float, float]:
     """Records that go forward through the whole model, and backward: with a cache the frozen part sees each once."""
     share = {"head": 0.0, "lst": 0.0}.get(recipe.method.name, 1.0)
-    if recipe.method.name == "last-k":
-        share = min(1.0, recipe.method.k / shape.layers)
+    blocks = recipe.method.k if recipe.method.name == "last-k" else getattr(recipe.method, "blocks", None)
+    if blocks is not None:
+        share = min(1.0, blocks / shape.layers)
     if recipe.cache is None:
         return records, share * records
     rate = recipe.privacy.sample_rate or recipe.privacy.expected_batch / (recipe.privacy.examples or records)

@@ -39,12 +39,16 @@ def _lora(method: LoRASection, shape: Shape) -> int:
     d, f, r = shape.width, shape.ffn, method.rank
     if method.targets == ("all-linear",):
         pairs = (4 if method.fuse_qkv else 6) * d + 2 * d + (3 if shape.gated else 2) * (d + f)
-        return shape.layers * r * pairs
-    return shape.layers * r * 2 * d * (len(method.targets) or 2)
+        return _blocks(method, shape) * r * pairs
+    return _blocks(method, shape) * r * 2 * d * (len(method.targets) or 2)
+
+
+def _blocks(method: LoRASection | AdapterSection | CompacterSection, shape: Shape) -> int:
+    return min(method.blocks or shape.layers, shape.layers)
 
 
 def _places(method: AdapterSection | CompacterSection, shape: Shape) -> int:
-    return shape.layers * (2 if method.placement == "both" else 1)
+    return _blocks(method, shape) * (2 if method.placement == "both" else 1)
 
 
 def _inside(method: AdapterSection | CompacterSection, width: int, usual: int) -> int:

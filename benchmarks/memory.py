@@ -1,0 +1,128 @@
+"""Peak memory by the size of the logical batch, and beside it what ``dpft plan`` says beforehand.
+
+    python benchmarks/memory.py --write
+
+Each size in a process of its own: the model is built, then two private steps on so many sentences (drawn with
+probability 1) are taken. With ``--write`` also a plot, docs/memory.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from common import heading, load_records, peak_memory, publish, reset_peak, table
+from matplotlib.figure import Figure
+from runs import compute_of
+from variants import quiet
+
+from dpft.cost import estimates
+from dpft.engine.engine import PrivateEngine
+from dpft.engine.plan import plan
+from dpft.models.losses import classification_loss
+from dpft.models.precision import attention_for
+from dpft.run import build_model
+from dpft.schedule import build_optimizer
+
+PICTURE = Path(__file__).resolve().parent.parent / "docs" / "memory.png"
+MB = 1e6
+
+
+def main() -> None:
+    options = _options()
+    torch.set_num_threads(options.threads)
+    quiet()
+    if options.of:
+        print(json.dumps(weigh(options.of, options)))
+        return
+    found = {size: elsewhere(size) for size in options.sizes}
+    publish("memory", report(found, options), write=options.write)
+    if options.write:
+        plot(found).savefig(PICTURE, dpi=150)
+
+
+def weigh(size: int, options: argparse.Namespace) -> dict[str, float]:
+    """MB: what the process holds once the model is built, the peak of two steps, and what was foretold."""
+    records = load_records(options.set)
+    recipe, compute = records.recipe, compute_of(records.recipe)
+    bare = reset_peak()
+    model, _ = build_model(recipe, records.source, attention_for(compute, torch.device("cpu")))
+    made = plan(delta=1e-5, sample_rate=1.0, expected_batch=size, noise_multiplier=1.0, steps=2, clip=1.0)
+    optimizer = build_optimizer(recipe.optimizer, model, model.head)
+    examples = (records.train * (size // len(records.train) + 1))[:size]
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        PrivateEngine(
+            model,
+            optimizer,
+            made,
+            loss=classification_loss,
+            ledger=Path(folder) / "ledger.jsonl",
+            token_budget=recipe.train.token_budget,
+            compute=compute,
+        ) as engine,
+    ):
+        built = reset_peak()
+        for batch in engine.batches(examples, records.collate):
+            engine.step(batch)
+        peak = peak_memory()
+    foretold = estimates(recipe, 2)[0].bytes / MB
+    return {"above": peak - built, "model and above": peak - bare, "peak": peak, "foretold": foretold}
+
+
+def elsewhere(size: int) -> dict[str, float]:
+    print(f"{size} sentences", file=sys.stderr, flush=True)
+    command = [sys.executable, *sys.argv, "--of", str(size)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def report(found: Mapping[int, Mapping[str, float]], options: argparse.Namespace) -> str:
+    columns = ["sentences a step", "MB above the model", "MB with the model", "foretold", "foretold / measured"]
+    lines = [
+        [
+            f"{size:,}",
+            f"{one['above']:.0f}",
+            f"{one['model and above']:.0f}",
+            f"{one['foretold']:.0f}",
+            f"{one['foretold'] / one['model and above']:.2f}",
+        ]
+        for size, one in found.items()
+    ]
+    setting = f"- LoRA of rank 4, micro-batches of {load_records(options.set).recipe.train.token_budget} tokens\n\n"
+    return heading("Memory by the size of the logical batch") + setting + table(columns, lines)
+
+
+def plot(found: Mapping[int, Mapping[str, float]]) -> Figure:
+    """Measured and foretold, over the logical batch."""
+    figure = Figure(figsize=(6, 3.2), layout="constrained")
+    axes = figure.subplots()
+    sizes: Sequence[int] = list(found)
+    axes.plot(sizes, [one["model and above"] for one in found.values()], "o-", label="measured")
+    axes.plot(sizes, [one["foretold"] for one in found.values()], "--", label="dpft plan")
+    axes.set(xlabel="sentences in a logical batch", ylabel="MB, model included", xscale="log", ylim=(0, None))
+    axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[8, 64, 512, 4096])
+    parser.add_argument("--set", nargs="+", default=[], help="key=value for the quickstart's recipe")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--write", action="store_true", help="put the table into benchmarks/results/, and the plot")
+    parser.add_argument("--of", type=int, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
