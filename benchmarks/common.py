@@ -22,6 +22,7 @@ import torch
 from dpft.config import Recipe, load_recipe
 from dpft.data import Collator, load_text_data, tokenise
 from dpft.models.source import ModelSource, load_tokenizer, resolve
+from dpft.task import tokenizer_of
 
 QUICKSTART = Path(__file__).resolve().parent.parent / "recipes" / "quickstart.toml"
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -42,8 +43,8 @@ class Records:
 def load_records(overrides: Sequence[str] = (), path: Path = QUICKSTART) -> Records:
     """The quickstart's records, or another text recipe's, with ``key=value`` overrides of it."""
     recipe = load_recipe(path, overrides)
-    source = resolve(recipe.model.source, recipe.model.revision)
-    tokenizer = load_tokenizer(source)
+    source = resolve(recipe.model.source, recipe.model.revision, seed=recipe.seed)
+    tokenizer = load_tokenizer(tokenizer_of(recipe.model, source))
     data = load_text_data(recipe.data)
     train = tokenise(tokenizer, data.train, recipe.data)
     heldout = tokenise(tokenizer, data.heldout, recipe.data)

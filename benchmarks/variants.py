@@ -43,8 +43,9 @@ class Task:
 
     ``token_budget`` cuts length-sorted micro-batches; ``physical`` is the number of records in a micro-batch
     in the order of a data loader; ``compute`` is the type of the matrix products; ``clip`` bounds the norm of
-    one record's gradient; ``steps`` is how many steps a ledger allows. ``noise`` = False leaves the noise out
-    and ``plain_sgd`` takes SGD at rate 1, both for the comparison of gradients."""
+    one record's gradient; ``steps`` is how many steps a ledger allows. ``recompute`` keeps no activations inside
+    blocks (activation checkpointing). ``noise`` = False leaves the noise out and ``plain_sgd`` takes SGD at rate 1,
+    both for the comparison of gradients."""
 
     recipe: Recipe
     source: ModelSource
@@ -54,6 +55,7 @@ class Task:
     token_budget: int
     compute: torch.dtype
     clip: float
+    recompute: bool = False
     noise: bool = True
     plain_sgd: bool = False
     steps: int = 2
@@ -67,6 +69,9 @@ class Task:
 
         At a zero head no gradient passes to what lies below, and a comparison would prove nothing."""
         model, _ = build_model(self.recipe, self.source, attention_for(self.compute, _CPU))
+        if self.recompute:
+            without_dropout(model)
+            model.encoder.activation_checkpointing_enable({"use_reentrant": False})
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad():
             for p in trainable(model).values():
