@@ -154,7 +154,7 @@ def _sides(shape: Shape) -> int:
 
 
 def _bytes(recipe: Recipe, shape: Shape, T: int, trained: int, *, factored: bool) -> float:
-    budget = recipe.train.token_budget
+    budget = min(recipe.train.token_budget, recipe.privacy.expected_batch * T)  # tokens in the largest micro-batch
     moments = 0 if recipe.optimizer.name == "sgd" else 8
     fixed = 4.0 * (shape.weights + trained) + (4 + moments + 12) * trained  # weights; sum, moments, noise in float64
     activations = budget * shape.layers * (_ACTIVATION * shape.width + 8.0 * shape.heads * T)

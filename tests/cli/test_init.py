@@ -94,8 +94,8 @@ def test_a_budget_and_a_size_alone_are_completed(dpft: Any) -> None:
     own = json.loads(dpft("plan", *options, "--delta", "1e-7", "--clip", "0.5", "--json").out)
     assert (own["delta"], own["clip"]) == (1e-7, 0.5)
     text = dpft("plan", *options).out
-    assert text.index("Suggested") < text.index("privacy.expected_batch = 800") < text.index("guarantee")
-    assert 'method.targets = ["all-linear"]' in text
+    assert text.index("Suggested") < text.index("privacy.expected_batch = 1000") < text.index("guarantee")
+    assert 'method.name = "lora"' in text
 
 
 @pytest.mark.parametrize("more", [("--batch", "100"), ("--epochs", "2"), ("--advantage", "0.1")])
