@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.ciphers.modes import CTR
 from torch import Tensor
 
 _BITS_53 = (1 << 53) - 1
+_PIECE = 1 << 16  # normals made at a time, an even number: what stays in a core's cache takes a third of the time
 
 
 class Words(Protocol):
@@ -83,8 +84,12 @@ def standard_normal(source: Words, n: int) -> Tensor:
 
     Values beyond 8.57 can't occur; a true normal exceeds that with probability 1e-17. The time taken does
     not depend on the values (no rejection)."""
-    half = (n + 1) // 2
-    u = uniform(source, 2 * half)
-    radius = u[:half].log_().mul_(-2.0).sqrt_()
-    angle = u[half:].mul_(2.0 * math.pi)
-    return torch.cat([radius * angle.cos(), radius * angle.sin()])[:n]
+    made = torch.empty(n + n % 2, dtype=torch.float64)
+    for piece in made.split(_PIECE):
+        half = len(piece) // 2
+        u = uniform(source, 2 * half)
+        radius = u[:half].log_().mul_(-2.0).sqrt_()
+        angle = u[half:].mul_(2.0 * math.pi)
+        torch.cos(angle, out=piece[:half]).mul_(radius)
+        torch.sin(angle, out=piece[half:]).mul_(radius)
+    return made[:n]
