@@ -38,7 +38,14 @@ ROWS = {
         (*NO_LORA, 'method.name="yu2022-adapter"', "method.bottleneck=16", "optimizer.lr=1e-2"), ("optimizer.lr=3e-3",)
     ),
     "Compacter": Row(
-        (*NO_LORA, 'method.name="compacter"', "method.n=4", "method.reduction=8", "optimizer.lr=1e-2"),
+        (
+            *NO_LORA,
+            'method.name="compacter"',
+            "method.n=4",
+            "method.reduction=8",
+            "method.norms=true",
+            "optimizer.lr=1e-2",
+        ),
         ("optimizer.lr=3e-3",),
     ),
 }

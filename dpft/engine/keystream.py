@@ -85,7 +85,7 @@ def standard_normal(source: Words, n: int) -> Tensor:
     Values beyond 8.57 can't occur; a true normal exceeds that with probability 1e-17. The time taken does
     not depend on the values (no rejection)."""
     made = torch.empty(n + n % 2, dtype=torch.float64)
-    for piece in made.split(_PIECE):
+    for piece in torch.split(made, _PIECE):
         half = len(piece) // 2
         u = uniform(source, 2 * half)
         radius = u[:half].log_().mul_(-2.0).sqrt_()
