@@ -26,16 +26,17 @@ NO_LORA = tuple(f"method.{field}=" for field in ("rank", "alpha", "targets"))  #
 
 
 class Row(NamedTuple):
-    """One method: what it overrides in the recipe, and the rate of the added parameters without privacy."""
+    """One method: what it overrides in the recipe, and the rates without privacy."""
 
     overrides: tuple[str, ...]
     ordinary: tuple[str, ...]
 
 
 ROWS = {
-    "LoRA": Row((), ("optimizer.lr=3e-3",)),
+    "LoRA": Row((), ("optimizer.lr=1e-2", "optimizer.head_lr=1e-2")),
     "adapter": Row(
-        (*NO_LORA, 'method.name="yu2022-adapter"', "method.bottleneck=16", "optimizer.lr=1e-2"), ("optimizer.lr=3e-3",)
+        (*NO_LORA, 'method.name="yu2022-adapter"', "method.bottleneck=16", "optimizer.lr=1e-2"),
+        ("optimizer.lr=3e-3", "optimizer.head_lr=1e-2"),
     ),
     "Compacter": Row(
         (
@@ -46,7 +47,7 @@ ROWS = {
             "method.norms=true",
             "optimizer.lr=1e-2",
         ),
-        ("optimizer.lr=3e-3",),
+        ("optimizer.lr=3e-3", "optimizer.head_lr=1e-2"),
     ),
 }
 
