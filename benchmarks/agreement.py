@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from peers import OPACUS
 from torch import Tensor, nn
-from variants import PRIVATE, Task, Variant
+from variants import Dpft, Task, Variant
 
 from dpft.models.losses import classification_loss
 from dpft.per_sample.capture import trainable
@@ -73,7 +74,7 @@ def _few(task: Task) -> Task:
 
 
 def _clips(kind: type[Variant], known: Truth) -> list[float]:
-    return [known.half, known.none] if kind in PRIVATE else [known.none]
+    return [known.half, known.none] if kind in (Dpft, *OPACUS) else [known.none]
 
 
 def _difference(task: Task, kind: type[Variant], known: Truth, clip: float) -> float:
@@ -102,7 +103,10 @@ def released(task: Task, kind: type[Variant], clip: float) -> tuple[dict[str, Te
         variant.step()
         after = trainable(variant.model)
         size = len(task.examples)
-        sums = {name: (p - after[name].detach().double()) * size for name, p in before.items()}
+        # HF peft's names have the adapter's own in them.
+        sums = {
+            name.replace(".default.", "."): (p - after[name].detach().double()) * size for name, p in before.items()
+        }
         return sums, variant.bound()
     finally:
         variant.close()

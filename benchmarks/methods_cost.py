@@ -56,7 +56,7 @@ def lines_of(name: str, row: Row, dtype: str, options: Namespace) -> list[list[s
     _, failed = check(load.task, load.kinds)
     if failed:
         raise SystemExit(f"{name} can't run: {failed}")
-    times = interleaved(replace(load.task, steps=load.rounds + 1), load.kinds, load.rounds)
+    times = interleaved({kind: load.held_to({}, kind) for kind in load.kinds}, load.rounds)
     ordinary, private = (times[kind.name] for kind in load.kinds)
     memory = [weighed_elsewhere(load, kind.name)["above"] for kind in load.kinds]
     trained = trained_numbers([*_removed(name), *row.overrides])

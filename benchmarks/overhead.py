@@ -110,7 +110,7 @@ def _measure(asked: Case, options: Namespace) -> Case:
         _, failed = check(load.task, load.kinds)
         if failed:
             raise SystemExit(f"{asked.key} can't run: {failed}")
-        times = interleaved(replace(load.task, steps=load.rounds + 1), load.kinds, load.rounds)
+        times = interleaved({kind: load.held_to({}, kind) for kind in load.kinds}, load.rounds)
     ordinary, private = (times[kind.name] for kind in load.kinds)
     memory = [weighed_elsewhere(load, kind.name)["above"] for kind in load.kinds]
     return replace(

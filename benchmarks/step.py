@@ -1,8 +1,11 @@
 """One private step beside the ordinary one and beside Opacus: time, memory, and first of all equal gradients.
 
     python benchmarks/step.py --random-batches --dtype float32 bfloat16 --write
+    python benchmarks/step.py --random-batches --set method.rank= method.alpha= method.targets= 'method.name="full"'
 
-Nothing is timed before every variant's clipped gradient equals that of one record at a time.
+Nothing is timed before every variant's clipped gradient equals that of one record at a time. On a whole logical batch
+Opacus may use as much memory as dpft does: its micro-batches are the largest that stay within that. With ``--write``
+the records a second of each also become a plot, docs/step.png.
 """
 
 from __future__ import annotations
@@ -15,16 +18,20 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from agreement import DisagreementError, check
 from common import Records, heading, load_records, middle_and_range, peak_memory, publish, reset_peak, table
-from variants import BASELINES, LOGICAL, MICRO, Task, Variant, quiet
+from matplotlib.figure import Figure
+from peers import BASELINES, LOGICAL, MICRO, OPACUS
+from variants import Dpft, Task, Variant, quiet
 
 from dpft.engine.microbatch import token_length
 
+PICTURES = Path(__file__).resolve().parent.parent / "docs"
 Times = Mapping[str, Sequence[float]]
 
 
@@ -38,22 +45,28 @@ class Workload:
     kinds: tuple[type[Variant], ...]
     rounds: int
 
+    def held_to(self, physical: Mapping[str, int], kind: type[Variant]) -> Task:
+        """The task of one variant: ``physical`` has the records in a micro-batch where they are not the task's."""
+        return replace(self.task, physical=physical.get(kind.name, self.task.physical), steps=self.rounds + 1)
+
 
 def main() -> None:
     options = _options()
     torch.set_num_threads(options.threads)
     quiet()
-    records = load_records()
+    records = load_records(options.set)
     loads = [load for dtype in options.dtype for load in workloads(options, records, getattr(torch, dtype))]
     if options.memory_of:
         print(json.dumps(weigh(loads, options.memory_of)))
         return
-    parts = [heading("One step: private beside ordinary")]
     try:
-        parts += [section(load, options) for load in loads]
+        measured = [measure(load, options) for load in loads]
     except DisagreementError as refusal:
         sys.exit(str(refusal))
-    publish("step", "\n".join(parts), write=options.write)
+    title = heading("One step: private beside ordinary")
+    publish(options.name, "\n".join([title, *(section(one) for one in measured)]), write=options.write)
+    if options.write and options.random_batches:
+        plot([one for one in measured if one.load.key == "logical"]).savefig(PICTURES / f"{options.name}.png", dpi=150)
 
 
 def workloads(options: argparse.Namespace, records: Records, dtype: torch.dtype) -> list[Workload]:
@@ -100,23 +113,56 @@ def _task(records: Records, examples: list[Any], dtype: torch.dtype, *, physical
     )
 
 
-def section(load: Workload, options: argparse.Namespace) -> str:
-    """Compare, time and weigh; a heading and a table. A variant that can't run is named with its error."""
+@dataclass(frozen=True)
+class Measured:
+    """What a table says: by a variant's name its seconds, memory, largest difference of gradients and micro-batch;
+    and why some variants are not in it."""
+
+    load: Workload
+    times: Times
+    memory: Mapping[str, Mapping[str, float]]
+    differences: Mapping[str, float]
+    physical: Mapping[str, int]
+    failed: Mapping[str, str]
+
+
+def measure(load: Workload, options: argparse.Namespace) -> Measured:
+    """Compare, weigh and time."""
     _say(f"{load.title}: comparing gradients")
     differences, failed = check(load.task, load.kinds)
     kinds = [kind for kind in load.kinds if kind.name not in failed]
+    memory, physical = weighed(load, kinds) if options.memory else ({}, {})
     _say(f"timing {load.rounds} rounds")
-    times = interleaved(replace(load.task, steps=load.rounds + 1), kinds, load.rounds)
-    memory = {kind.name: weighed_elsewhere(load, kind.name) for kind in kinds} if options.memory else {}
-    parts = [f"\n## {load.title}\n", _results(load, times, memory, differences)]
-    parts += [f"\nWithout {name}, which fails: {why}" for name, why in failed.items()]
+    times = interleaved({kind: load.held_to(physical, kind) for kind in kinds}, load.rounds)
+    return Measured(load, times, memory, differences, physical, failed)
+
+
+def weighed(load: Workload, kinds: Sequence[type[Variant]]) -> tuple[dict[str, Mapping[str, float]], dict[str, int]]:
+    """The memory of each variant; and for Opacus on a whole logical batch the largest micro-batch within dpft's."""
+    memory: dict[str, Mapping[str, float]] = {}
+    physical: dict[str, int] = {}
+    for kind in kinds:
+        memory[kind.name] = weighed_elsewhere(load, kind.name)
+        if load.key != "logical" or kind not in OPACUS:
+            continue
+        physical[kind.name] = load.task.physical
+        while memory[kind.name]["above"] > memory[Dpft.name]["above"] and physical[kind.name] > 1:
+            physical[kind.name] = physical[kind.name] * 3 // 4
+            memory[kind.name] = weighed_elsewhere(load, kind.name, physical[kind.name])
+    return memory, physical
+
+
+def section(one: Measured) -> str:
+    """A heading and a table. A variant that can't run is named with its error."""
+    parts = [f"\n## {one.load.title}\n", _results(one)]
+    parts += [f"\nWithout {name}, which fails: {why}" for name, why in one.failed.items()]
     return "\n".join(parts)
 
 
-def interleaved(task: Task, kinds: Sequence[type[Variant]], rounds: int) -> Times:
+def interleaved(tasks: Mapping[type[Variant], Task], rounds: int) -> Times:
     """Seconds of each step, the variants in turn in every round, after one round that does not count."""
-    variants = [kind(task) for kind in kinds]
-    times: dict[str, list[float]] = {kind.name: [] for kind in kinds}
+    variants = [kind(task) for kind, task in tasks.items()]
+    times: dict[str, list[float]] = {variant.name: [] for variant in variants}
     try:
         for number in range(rounds + 1):
             for variant in variants:
@@ -130,21 +176,35 @@ def interleaved(task: Task, kinds: Sequence[type[Variant]], rounds: int) -> Time
     return times
 
 
-def _results(
-    load: Workload, times: Times, memory: Mapping[str, Mapping[str, float]], differences: Mapping[str, float]
-) -> str:
-    bases = [kind.name for kind in BASELINES if kind.name in times]
+def _results(one: Measured) -> str:
+    bases = [kind.name for kind in BASELINES if kind.name in one.times]
     columns = ["variant", "ms a step", "records/s", *(f"time / {base}" for base in bases)]
-    columns += ["MB above the model", "peak MB"] if memory else []
+    columns += ["MB above the model", "peak MB"] if one.memory else []
+    columns += ["records in a piece"] if one.physical else []
     rows = []
-    for name, seconds in times.items():
+    for name, seconds in one.times.items():
         middle = statistics.median(seconds)
-        row = [name, f"{1000 * middle:.1f}", f"{len(load.task.examples) / middle:.0f}"]
-        row += [middle_and_range(paired(seconds, times[base])) for base in bases]
-        if memory:
-            row += [f"{memory[name]['above']:.0f}", f"{memory[name]['peak']:.0f}"]
-        rows.append([*row, f"{differences[name]:.0e}"])
+        row = [name, f"{1000 * middle:.1f}", f"{len(one.load.task.examples) / middle:.0f}"]
+        row += [middle_and_range(paired(seconds, one.times[base])) for base in bases]
+        if one.memory:
+            row += [f"{one.memory[name]['above']:.0f}", f"{one.memory[name]['peak']:.0f}"]
+        if one.physical:
+            row.append(str(one.physical.get(name, "")))
+        rows.append([*row, f"{one.differences[name]:.0e}"])
     return table([*columns, "gradient error"], rows)
+
+
+def plot(measured: Sequence[Measured]) -> Figure:
+    """Records a second of each variant on the whole logical batch, a panel a number type."""
+    figure = Figure(figsize=(4.2 * len(measured), 2.6), layout="constrained")
+    for axes, one in zip(figure.subplots(1, len(measured), squeeze=False)[0], measured, strict=True):
+        names = list(one.times)[::-1]
+        rates = [len(one.load.task.examples) / statistics.median(one.times[name]) for name in names]
+        bars = axes.barh(names, rates, color=["tab:blue" if name == Dpft.name else "lightgrey" for name in names])
+        axes.bar_label(bars, fmt="%.0f", padding=2)
+        axes.set(title=_name(one.load.task.compute), xlabel="records a second", xlim=(0, 1.15 * max(rates)))
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
 
 
 def paired(seconds: Sequence[float], base: Sequence[float]) -> list[float]:
@@ -156,11 +216,12 @@ def paired(seconds: Sequence[float], base: Sequence[float]) -> list[float]:
     return [a / b for a, b in zip(seconds, base, strict=True)]
 
 
-def weighed_elsewhere(load: Workload, name: str) -> dict[str, float]:
+def weighed_elsewhere(load: Workload, name: str, physical: int | None = None) -> dict[str, float]:
     """Peak memory of one variant in a process of its own, with this command's own options."""
-    _say(f"memory of {name}")
+    _say(f"memory of {name}" + (f", {physical} records in a piece" if physical else ""))
     which = f"{load.key}:{_name(load.task.compute)}:{name}"
     command = [sys.executable, *sys.argv, "--memory-of", which]
+    command += ["--physical", str(physical)] if physical else []
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found
@@ -197,6 +258,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--logical", type=int, default=800, help="records in the logical batch")
     parser.add_argument("--logical-rounds", type=int, default=5)
     parser.add_argument("--physical", type=int, default=64, help="records in a loader's micro-batch")
+    parser.add_argument("--set", nargs="+", default=[], help="key=value for the quickstart's recipe, as for a method")
+    parser.add_argument("--name", default="step", help="what the table and the plot are called")
     parser.add_argument("--no-memory", dest="memory", action="store_false", help="leave the memory out")
     parser.add_argument("--write", action="store_true", help="put the tables into benchmarks/results/")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)

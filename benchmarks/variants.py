@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from dpft.config import Recipe
 from dpft.data import Collator
@@ -94,8 +93,11 @@ class Variant(ABC):
 
     def __init__(self, task: Task) -> None:
         self.task = task
-        self.model = task.build()
+        self.model = self.build()
         self.optimizer = task.optimizer(self.model)
+
+    def build(self) -> TextClassifier:
+        return self.task.build()
 
     @abstractmethod
     def step(self) -> None:
@@ -196,63 +198,6 @@ class _ZeroNoise:
 
     def words(self, n: int) -> Tensor:
         return torch.full((n,), -1, dtype=torch.int64)
-
-
-class OpacusHooks(Variant):
-    """Opacus with per-example gradients from hooks."""
-
-    name, mode = "opacus hooks", "hooks"
-
-    def __init__(self, task: Task) -> None:
-        super().__init__(task)
-        without_dropout(self.model)
-        size = len(task.examples)
-        loader: Any = DataLoader(task.examples, batch_size=size, collate_fn=task.collate)  # type: ignore[arg-type]
-        made = self._make_private(loader)
-        self.wrapped, self.optimizer, loader = made[0], made[1], made[-1]
-        self._criterion = made[2] if self.mode == "ghost" else nn.functional.cross_entropy
-        from opacus.utils.batch_memory_manager import BatchMemoryManager
-
-        self._manager = BatchMemoryManager(
-            data_loader=loader,
-            max_physical_batch_size=task.physical,
-            optimizer=self.optimizer,
-        )
-        self._loader = self._manager.__enter__()
-
-    def _make_private(self, loader: DataLoader[Any]) -> Any:
-        from opacus import PrivacyEngine
-
-        return PrivacyEngine().make_private(
-            module=self.model,
-            optimizer=self.optimizer,
-            criterion=nn.CrossEntropyLoss(),
-            data_loader=loader,
-            noise_multiplier=self.task.noise_multiplier if self.task.noise else 0.0,
-            max_grad_norm=self.task.clip,
-            grad_sample_mode=self.mode,
-        )
-
-    def step(self) -> None:
-        for batch in self._loader:
-            self.optimizer.zero_grad()
-            inputs = {name: t for name, t in batch.items() if name != "labels"}
-            with self.task.autocast():
-                logits = self.wrapped(**inputs)
-            self._criterion(logits.float(), batch["labels"]).backward()
-            self.optimizer.step()
-
-
-class OpacusGhost(OpacusHooks):
-    """Opacus with ghost clipping: norms without gradients, then a second backward pass."""
-
-    name, mode = "opacus ghost", "ghost"
-
-
-MICRO: tuple[type[Variant], ...] = (Ordinary, Dpft, OpacusHooks, OpacusGhost)
-LOGICAL: tuple[type[Variant], ...] = (OrdinaryLoader, Ordinary, Dpft, OpacusHooks, OpacusGhost)
-PRIVATE: tuple[type[Variant], ...] = (Dpft, OpacusHooks, OpacusGhost)
-BASELINES: tuple[type[Variant], ...] = (OrdinaryLoader, Ordinary)
 
 
 def without_dropout(model: nn.Module) -> None:
