@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from dpft.config import Recipe
 from dpft.data import Collator
 from dpft.engine.engine import PrivateEngine
-from dpft.engine.microbatch import cut, token_length
+from dpft.engine.microbatch import cut, narrow_on, token_length
 from dpft.engine.noise import GriddedGaussian
 from dpft.engine.plan import plan
 from dpft.errors import PrivacyError
@@ -119,7 +119,7 @@ class Ordinary(Variant):
     def pieces(self) -> Iterator[list[Any]]:
         examples = self.task.examples
         lengths = [token_length(e) for e in examples]
-        for piece in cut(range(len(examples)), lengths, self.task.token_budget):
+        for piece in cut(range(len(examples)), lengths, self.task.token_budget, narrow=narrow_on("cpu")):
             yield [examples[i] for i in piece]
 
     def step(self) -> None:

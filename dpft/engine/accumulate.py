@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dpft.config.privacy_section import Clipping
 from dpft.engine.clipping import clipped_sum, scaled
 from dpft.engine.collect import collect
-from dpft.engine.microbatch import LogicalBatch, cut
+from dpft.engine.microbatch import LogicalBatch, cut, narrow_on
 from dpft.errors import TrainingError
 from dpft.per_sample import Uses
 from dpft.per_sample.batches import to_device
@@ -73,7 +73,7 @@ class Accumulator:
 
     def _pieces(self, batch: LogicalBatch) -> Iterator[tuple[dict[str, Tensor], Tensor, Tensor]]:
         lengths = [batch.length(e) for e in batch.examples]
-        waiting = cut(range(len(lengths)), lengths, self.token_budget)
+        waiting = self._cut(range(len(lengths)), lengths)
         while waiting:
             try:
                 yield self._one(batch, waiting[0])
@@ -103,7 +103,10 @@ class Accumulator:
             ) from error
         self.token_budget = max(1, self.token_budget // 2)
         left = [i for piece in waiting for i in piece]
-        return cut(left, lengths, self.token_budget)
+        return self._cut(left, lengths)
+
+    def _cut(self, positions: Iterable[int], lengths: Sequence[int]) -> list[list[int]]:
+        return cut(positions, lengths, self.token_budget, narrow=narrow_on(self.device.type))
 
 
 def views(flat: Tensor, params: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:

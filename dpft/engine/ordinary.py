@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dpft.engine.guard import Guard
 from dpft.engine.keystream import Keystream
-from dpft.engine.microbatch import Collate, Length, LogicalBatch, cut, token_length
+from dpft.engine.microbatch import Collate, Length, LogicalBatch, cut, narrow_on, token_length
 from dpft.engine.plan import Plan
 from dpft.engine.sampler import poisson_sample
 from dpft.models.precision import products_in
@@ -71,7 +71,7 @@ class OrdinaryEngine(AbstractContextManager["OrdinaryEngine"]):
         lengths = [batch.length(example) for example in batch.examples]
         for p in self._guard.params.values():
             p.grad = torch.zeros_like(p)
-        for piece in cut(range(len(lengths)), lengths, self._budget):
+        for piece in cut(range(len(lengths)), lengths, self._budget, narrow=narrow_on(self._device.type)):
             tensors = to_device(batch.collate([batch.examples[i] for i in piece]), self._device)
             with products_in(self._compute, self._device):
                 losses: Tensor = self._loss(self.model, tensors)

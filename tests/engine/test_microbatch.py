@@ -26,6 +26,29 @@ def test_cut_of_some_positions_takes_those_alone(lengths: list[int], budget: int
     assert sorted(i for group in cut(some, lengths, budget) for i in group) == sorted(some)
 
 
+@given(st.lists(st.integers(1, 600), max_size=60), st.integers(1, 2000))
+def test_a_narrow_cut_hardly_pads(lengths: list[int], budget: int) -> None:
+    """Lengths of one group are at most a quarter apart, and it is still a partition within the budget."""
+    groups = cut(range(len(lengths)), lengths, budget, narrow=True)
+    assert sorted(i for group in groups for i in group) == list(range(len(lengths)))
+    for group in groups:
+        longest, shortest = (kind(lengths[i] for i in group) for kind in (max, min))
+        assert longest < 1.25 * shortest * (1 + 1e-9)
+        assert len(group) == 1 or len(group) * longest <= budget
+
+
+@given(st.lists(st.integers(1, 600), min_size=1, max_size=40), st.integers(1, 600), st.integers(1, 2000))
+def test_one_example_more_regroups_its_own_class_alone(lengths: list[int], more: int, budget: int) -> None:
+    """In every group without examples of about its length nothing has changed."""
+
+    def groups(lengths: list[int]) -> set[tuple[int, ...]]:
+        return {tuple(group) for group in cut(range(len(lengths)), lengths, budget, narrow=True)}
+
+    changed = groups([*lengths, more]) ^ groups(lengths)
+    near = [i for group in changed for i in group if i < len(lengths)]
+    assert all(1 / 1.2500001 < lengths[i] / more < 1.2500001 for i in near)
+
+
 def test_longest_come_first_so_that_memory_runs_out_early_if_at_all() -> None:
     assert cut(range(4), [1, 9, 3, 9], 18) == [[1, 3], [2, 0]]
 

@@ -80,8 +80,9 @@ SMALL = Shape(width=48, layers=3, heads=4, ffn=96, vocabulary=100, positions=32,
     [
         'name="lora"', 'name="lora",rank=4,targets=["all-linear"]', 'name="lora",rank=2,targets=["query"]',
         'name="yu2022-lora"', 'name="yu2022-full"', 'name="yu2022-adapter"', 'name="yu2022-compacter"', 'name="head"',
-        'name="lora",blocks=1', 'name="lora",targets=["all-linear"],blocks=2', 'name="compacter",bottleneck=12,blocks=1',
-        'name="adapter",bottleneck=8', 'name="adapter",reduction=4,placement="ffn"', 'name="compacter",bottleneck=12',
+        'name="lora",blocks=1', 'name="lora",targets=["all-linear"],blocks=2', 'name="adapter",bottleneck=8',
+        'name="adapter",reduction=4,placement="ffn"', 'name="compacter",bottleneck=12',
+        'name="compacter",bottleneck=12,blocks=1',
     ],
 )  # fmt: skip
 def test_closed_forms_are_what_trains(method: str) -> None:
