@@ -66,7 +66,7 @@ def test_what_is_written_is_resolved(tree: Path) -> None:
 def test_an_own_choice_takes_the_place_of_the_bases_other_one(tree: Path) -> None:
     recipe = read(tree, OWN + "[privacy]\nnoise_multiplier = 1.1\nsample_rate = 0.1\n")
     assert (recipe.privacy.epsilon, recipe.privacy.noise_multiplier) == (None, 1.1)
-    assert (recipe.privacy.examples, recipe.privacy.epochs) == (None, 10.0)
+    assert (recipe.privacy.examples, recipe.privacy.epochs) == (None, load_recipe(QUICKSTART).privacy.epochs)
 
 
 def test_another_method_brings_its_own_fields(tree: Path) -> None:
