@@ -49,7 +49,7 @@ def main() -> None:
 
 def weigh(size: int, options: argparse.Namespace) -> dict[str, float]:
     """MB: what the process holds once the model is built, the peak of two steps, and what was foretold."""
-    records = load_records(options.set)
+    records = load_records([*options.set, f"privacy.expected_batch={size}"])
     recipe, compute = records.recipe, compute_of(records.recipe)
     bare = reset_peak()
     model, _ = build_model(recipe, records.source, attention_for(compute, torch.device("cpu")))
