@@ -23,8 +23,8 @@ import torch
 from common import Records, heading, load_records, publish, table
 from dpft_accounting.ledger_run import LedgerRun
 from local_table import NO_LORA
-from runs import compute_of
 from variants import quiet
+from whole_runs import compute_of
 
 import dpft.engine.accumulate
 import dpft.engine.engine

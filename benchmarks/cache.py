@@ -28,8 +28,8 @@ from typing import Any
 import torch
 from common import RESULTS, Records, heading, keep, kept, load_records, peak_memory, publish, reset_peak, table
 from methods import REMOVED, trained_numbers
-from runs import compute_of
 from variants import quiet
+from whole_runs import compute_of
 
 from dpft.cache.task import CachedTask
 from dpft.config.cache_section import CacheSection

@@ -26,9 +26,9 @@ from unittest.mock import patch
 import torch
 from averages import AVERAGES, averaged_too
 from common import RESULTS, heading, publish, table
-from runs import Run, Scores, add_options, mean_and_sd, results
 from torch import nn
 from variants import quiet
+from whole_runs import Run, Scores, add_options, mean_and_sd, results
 
 from dpft.engine.plan import Plan, plan_from
 from dpft.models.classifier import Classifier

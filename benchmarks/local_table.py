@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from common import RESULTS, Records, heading, load_records, publish, table
 from linear_probe import linear_probe, majority
-from runs import TWIN, Run, add_options, compute_of, mean_and_sd, results
+from whole_runs import TWIN, Run, add_options, compute_of, mean_and_sd, results
 
 from dpft.engine.plan import plan_from
 

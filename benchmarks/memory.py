@@ -19,8 +19,8 @@ from pathlib import Path
 import torch
 from common import heading, load_records, peak_memory, publish, reset_peak, table
 from matplotlib.figure import Figure
-from runs import compute_of
 from variants import quiet
+from whole_runs import compute_of
 
 from dpft.cost import estimates
 from dpft.engine.engine import PrivateEngine

@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 from common import QUICKSTART, RESULTS, Records, heading, load_records, publish, table
-from runs import TWIN, Run, add_options, compute_of, mean_and_sd, of_file, results
 from variants import quiet
+from whole_runs import TWIN, Run, add_options, compute_of, mean_and_sd, of_file, results
 
 from dpft.config import load_recipe
 from dpft.engine.plan import plan_from

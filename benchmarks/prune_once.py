@@ -25,10 +25,10 @@ from typing import Any
 import torch
 from common import QUICKSTART, Records, heading, load_records, publish, table
 from methods import REMOVED
-from runs import compute_of, mean_and_sd
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModel
 from variants import quiet
+from whole_runs import compute_of, mean_and_sd
 
 from dpft.evaluate import scores
 from dpft.export import export

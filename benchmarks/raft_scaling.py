@@ -25,9 +25,9 @@ from common import RESULTS, Records, heading, keep, kept, load_records, table
 from compacter_init import gradient
 from matplotlib.figure import Figure
 from methods import REMOVED
-from runs import mean_and_sd
 from torch import nn
 from variants import quiet
+from whole_runs import mean_and_sd
 
 from dpft.adapter import load
 from dpft.config import Recipe
