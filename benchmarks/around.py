@@ -22,7 +22,7 @@ from unittest.mock import patch
 import torch
 from common import Records, heading, load_records, publish, table
 from dpft_accounting.ledger_run import LedgerRun
-from local_table import NO_LORA
+from methods import REMOVED
 from variants import quiet
 from whole_runs import compute_of
 
@@ -38,7 +38,7 @@ from dpft.schedule import build_optimizer
 
 METHODS: dict[str, tuple[str, ...]] = {
     "LoRA, rank 4": (),
-    "full fine-tuning": (*NO_LORA, 'method.name="full"'),
+    "full fine-tuning": (*REMOVED, 'method.name="full"'),
 }
 # Part -> what is timed for it: (owner, name).
 PARTS: dict[str, tuple[tuple[Any, str], ...]] = {

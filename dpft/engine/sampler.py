@@ -72,8 +72,8 @@ def _ones_among(bits: int, source: Words) -> int:
     for start in range(0, bits, _CHUNK * _BITS):
         wanted = min(bits - start, _CHUNK * _BITS)
         words = source.words(-(-wanted // _BITS)).numpy().view(np.uint64)
-        words[-1] >>= np.uint64(-wanted % _BITS)  # the last word has bits to spare
-        found += int(np.bitwise_count(words).sum())
+        found += int(np.bitwise_count(words[:-1]).sum())
+        found += int(np.bitwise_count(words[-1] >> np.uint64(-wanted % _BITS)))  # the last word has bits to spare
     return found
 
 

@@ -25,7 +25,7 @@ from dpft.errors import InputError
 from dpft.peft.families import Role, at, is_linear
 from dpft.peft.inject import matching_modules, of_last_blocks, replace_module
 from dpft.peft.lora import linear_shape
-from dpft.peft.method import Method, Wrapper, expect_whole, placed
+from dpft.peft.method import Method, Wrapper, expect_one_of, expect_whole, placed
 
 Activation = Literal["gelu", "gelu_new", "relu", "silu"]
 Placement = Literal["both", "ffn", "attention"]
@@ -194,11 +194,6 @@ class Adapted(Wrapper):
 
     def added(self) -> tuple[nn.Module, nn.Module]:
         return self.adapter_down, self.adapter_up
-
-
-def expect_one_of(field: str, value: str, names: tuple[str, ...]) -> None:
-    if value not in names:
-        raise InputError(f"Expected method.{field}={value!r} to be one of {', '.join(names)}.")
 
 
 def _norms(model: nn.Module) -> list[nn.Parameter]:

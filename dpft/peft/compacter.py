@@ -17,8 +17,8 @@ import torch
 from torch import nn
 
 from dpft.errors import InputError
-from dpft.peft.bottleneck import Activation, Bottleneck, Place, expect_one_of
-from dpft.peft.method import expect_whole, placed
+from dpft.peft.bottleneck import Activation, Bottleneck, Place
+from dpft.peft.method import expect_one_of, expect_whole, placed
 from dpft.peft.phm import PHM, Init, initial_factors, initial_rule
 
 _REDUCTION = 32

@@ -24,13 +24,12 @@ import torch
 from torch import Tensor, nn
 
 from dpft.errors import InputError
-from dpft.peft.bottleneck import expect_one_of
 from dpft.peft.families import FAMILIES, backbone, model_type
 from dpft.peft.ladder_init import narrowed
 from dpft.peft.ladder_net import SideNetwork
 from dpft.peft.ladder_side import Stack, build_side
 from dpft.peft.ladder_weights import Weights, fisher, sizes
-from dpft.peft.method import Method, Public, expect_whole, placed
+from dpft.peft.method import Method, Public, expect_one_of, expect_whole, placed
 
 NAME = "ladder"
 _STD = 0.01

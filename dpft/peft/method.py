@@ -101,6 +101,12 @@ def expect_whole(field: str, value: object) -> None:
         raise InputError(f"Expected method.{field}={value} to be a whole number of at least 1.")
 
 
+def expect_one_of(field: str, value: str, names: tuple[str, ...]) -> None:
+    """Raise :class:`InputError` that names ``field`` unless ``value`` is one of ``names``."""
+    if value not in names:
+        raise InputError(f"Expected method.{field}={value!r} to be one of {', '.join(names)}.")
+
+
 def placed(parameter: torch.Tensor, like: nn.Module) -> nn.Parameter:
     """``parameter`` on the device and in the number type of ``like``'s own parameters, if it has any."""
     reference = next(like.parameters(), None)

@@ -18,9 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from dpft.errors import InputError
-from dpft.peft.bottleneck import expect_one_of
 from dpft.peft.families import FAMILIES, model_type
-from dpft.peft.method import Method, expect_whole, placed
+from dpft.peft.method import Method, expect_one_of, expect_whole, placed
 from dpft.peft.soft_prompt import SoftPrompt, host_of, inserted, put_in, without
 from dpft.per_sample import expand
 

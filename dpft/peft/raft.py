@@ -28,11 +28,10 @@ import torch
 from torch import Tensor, nn
 
 from dpft.errors import InputError
-from dpft.peft.bottleneck import expect_one_of
 from dpft.peft.families import Role, at, backbone
 from dpft.peft.inject import replace_module
 from dpft.peft.lora import linear_shape
-from dpft.peft.method import Method, Wrapper, expect_whole, innermost, placed
+from dpft.peft.method import Method, Wrapper, expect_one_of, expect_whole, innermost, placed
 from dpft.peft.rational import Fit, Version, fit, rational
 from dpft.per_sample import expand
 

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dpft.errors import InputError
-from dpft.peft.bottleneck import Bottleneck, Place, expect_one_of
+from dpft.peft.bottleneck import Bottleneck, Place
 from dpft.peft.masks import (
     grasp_scores,
     keep_highest,
@@ -35,7 +35,7 @@ from dpft.peft.masks import (
     snip_scores,
     synflow_mask,
 )
-from dpft.peft.method import Public, placed
+from dpft.peft.method import Public, expect_one_of, placed
 from dpft.peft.support import SupportLinear
 from dpft.per_sample.batches import examples_in, to_device
 
