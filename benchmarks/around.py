@@ -11,30 +11,24 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from functools import partial
 from typing import Any
 from unittest.mock import patch
 
 import torch
 from common import Records, heading, load_records, publish, table
 from dpft_accounting.ledger_run import LedgerRun
+from engines import private_engine
 from methods import REMOVED
 from variants import quiet
-from whole_runs import compute_of
 
 import dpft.engine.accumulate
 import dpft.engine.engine
 from dpft.engine.engine import PrivateEngine
 from dpft.engine.noise import GriddedGaussian
-from dpft.engine.plan import plan
-from dpft.models.losses import classification_loss
-from dpft.models.precision import attention_for
-from dpft.run import build_model
-from dpft.schedule import build_optimizer
 
 METHODS: dict[str, tuple[str, ...]] = {
     "LoRA, rank 4": (),
@@ -65,30 +59,9 @@ def main() -> None:
 
 def _steps(records: Records, options: argparse.Namespace) -> list[Times]:
     """Seconds of each part and of the whole, of each step but the first."""
-    recipe = records.recipe
-    compute = compute_of(recipe)
-    model, _ = build_model(recipe, records.source, attention_for(compute, torch.device("cpu")))
-    made = plan(
-        delta=recipe.privacy.delta,
-        sample_rate=options.batch / len(records.train),
-        expected_batch=options.batch,
-        noise_multiplier=1.0,
-        steps=options.steps + 1,
-        clip=recipe.privacy.clip,
-    )
-    optimizer = build_optimizer(recipe.optimizer, model, model.head)
-    found: list[Times] = []
+    rate, found = options.batch / len(records.train), list[Times]()
     with (
-        tempfile.TemporaryDirectory() as folder,
-        PrivateEngine(
-            model,
-            optimizer,
-            made,
-            loss=classification_loss,
-            ledger=Path(folder) / "ledger.jsonl",
-            token_budget=recipe.train.token_budget,
-            compute=compute,
-        ) as engine,
+        private_engine(records, batch=options.batch, sample_rate=rate, steps=options.steps + 1) as engine,
         timed() as times,
     ):
         batches = engine.batches(records.train, _timed(times, "collate", records.collate))
@@ -131,19 +104,19 @@ def _timed(times: Times, part: str, function: Callable[..., Any]) -> Callable[..
 
 def report(found: dict[str, list[Times]], options: argparse.Namespace) -> str:
     """A line a part: milliseconds and share of the step, the median over steps."""
-    lines = [
-        [part, *(cell for steps in found.values() for cell in _cells(steps, lambda t, p=part: t.get(p, 0.0)))]
-        for part in PARTS
-    ]
-    others = lambda t: t["whole"] - sum(t.get(part, 0.0) for part in PARTS)  # noqa: E731
-    around = lambda t: t["whole"] - sum(t.get(part, 0.0) for part in MODEL)  # noqa: E731
-    lines += [
-        [name, *(cell for steps in found.values() for cell in _cells(steps, of))]
-        for name, of in (("all else", others), ("**around the model**", around), ("whole step", lambda t: t["whole"]))
-    ]
+    rows: dict[str, Callable[[Times], float]] = {part: partial(_of, parts=(part,)) for part in PARTS}
+    rows["all else"] = lambda t: t["whole"] - _of(t, tuple(PARTS))
+    rows["**around the model**"] = lambda t: t["whole"] - _of(t, MODEL)
+    rows["whole step"] = lambda t: t["whole"]
+    lines = [[name, *(cell for steps in found.values() for cell in _cells(steps, of))] for name, of in rows.items()]
     columns = ["part", *(cell for name in found for cell in (f"ms, {name}", "share"))]
     setting = f"- {options.batch} expected sentences a step, {options.steps} steps after one that does not count\n\n"
     return heading("Where a logical step's time goes") + setting + table(columns, lines)
+
+
+def _of(times: Times, parts: Sequence[str]) -> float:
+    """Seconds of these parts together; one that was never called took none."""
+    return sum(times.get(part, 0.0) for part in parts)
 
 
 def _cells(steps: Sequence[Times], of: Callable[[Times], float]) -> tuple[str, str]:

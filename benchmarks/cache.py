@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 import time
@@ -26,7 +25,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import RESULTS, Records, heading, keep, kept, load_records, peak_memory, publish, reset_peak, table
+from common import (
+    RESULTS,
+    Records,
+    elsewhere,
+    heading,
+    keep,
+    kept,
+    load_records,
+    peak_memory,
+    publish,
+    reset_peak,
+    table,
+)
 from methods import REMOVED, trained_numbers
 from variants import quiet
 from whole_runs import compute_of
@@ -210,7 +221,7 @@ def _setting(options: Namespace) -> dict[str, Any]:
 def _line(name: str, row: Row, found: dict[str, Times], options: Namespace) -> list[str]:
     mine, base = found[name], found.get(BASE)
     total = mine.fill + mine.steps
-    memory = weighed_elsewhere(name)
+    memory = elsewhere("--memory-of", name)
     return [
         name,
         f"{trained_numbers(row.overrides):,}",
@@ -224,14 +235,6 @@ def _line(name: str, row: Row, found: dict[str, Times], options: Namespace) -> l
         f"{memory['mapped']:.0f}" if row.cached else "",
         f"{100 * mine.score:.1f}",
     ]
-
-
-def weighed_elsewhere(name: str) -> dict[str, float]:
-    """Memory of one row in a process of its own, with this command's own options."""
-    command = [sys.executable, *sys.argv, "--memory-of", name]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return found
 
 
 def _mapped() -> float:

@@ -10,25 +10,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from common import heading, load_records, peak_memory, publish, reset_peak, table
+from common import elsewhere, heading, load_records, peak_memory, publish, reset_peak, table
+from engines import private_engine
 from matplotlib.figure import Figure
 from variants import quiet
-from whole_runs import compute_of
 
 from dpft.cost import estimates
-from dpft.engine.engine import PrivateEngine
-from dpft.engine.plan import plan
-from dpft.models.losses import classification_loss
-from dpft.models.precision import attention_for
-from dpft.run import build_model
-from dpft.schedule import build_optimizer
 
 PICTURE = Path(__file__).resolve().parent.parent / "docs" / "memory.png"
 MB = 1e6
@@ -41,7 +32,7 @@ def main() -> None:
     if options.of:
         print(json.dumps(weigh(options.of, options)))
         return
-    found = {size: elsewhere(size) for size in options.sizes}
+    found = {size: elsewhere("--of", str(size)) for size in options.sizes}
     publish("memory", report(found, options), write=options.write)
     if options.write:
         plot(found).savefig(PICTURE, dpi=150)
@@ -50,38 +41,15 @@ def main() -> None:
 def weigh(size: int, options: argparse.Namespace) -> dict[str, float]:
     """MB: what the process holds once the model is built, the peak of two steps, and what was foretold."""
     records = load_records([*options.set, f"privacy.expected_batch={size}"])
-    recipe, compute = records.recipe, compute_of(records.recipe)
     bare = reset_peak()
-    model, _ = build_model(recipe, records.source, attention_for(compute, torch.device("cpu")))
-    made = plan(delta=1e-5, sample_rate=1.0, expected_batch=size, noise_multiplier=1.0, steps=2, clip=1.0)
-    optimizer = build_optimizer(recipe.optimizer, model, model.head)
     examples = (records.train * (size // len(records.train) + 1))[:size]
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        PrivateEngine(
-            model,
-            optimizer,
-            made,
-            loss=classification_loss,
-            ledger=Path(folder) / "ledger.jsonl",
-            token_budget=recipe.train.token_budget,
-            compute=compute,
-        ) as engine,
-    ):
+    with private_engine(records, batch=size, sample_rate=1.0, steps=2) as engine:
         built = reset_peak()
         for batch in engine.batches(examples, records.collate):
             engine.step(batch)
         peak = peak_memory()
-    foretold = estimates(recipe, 2)[0].bytes / MB
+    foretold = estimates(records.recipe, 2)[0].bytes / MB
     return {"above": peak - built, "model and above": peak - bare, "peak": peak, "foretold": foretold}
-
-
-def elsewhere(size: int) -> dict[str, float]:
-    print(f"{size} sentences", file=sys.stderr, flush=True)
-    command = [sys.executable, *sys.argv, "--of", str(size)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return found
 
 
 def report(found: Mapping[int, Mapping[str, float]], options: argparse.Namespace) -> str:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from common import QUICKSTART, heading, peak_memory, publish, reset_peak, table
 
-from dpft.config import load_recipe
+from dpft.config import Recipe, load_recipe
 from dpft.cost import GPU, in_words, work
 from dpft.counts import trained_numbers
 from dpft.engine.keystream import Keystream
@@ -88,9 +88,9 @@ def report(sampled: dict[tuple[int, int], Drawn]) -> str:
     )
 
 
-def _line(name: str, shape: Shape, recipe: object) -> list[str]:
-    trained = trained_numbers(recipe, shape)  # type: ignore[arg-type]
-    found = work(recipe, shape, STEPS, trained)  # type: ignore[arg-type]
+def _line(name: str, shape: Shape, recipe: Recipe) -> list[str]:
+    trained = trained_numbers(recipe, shape)
+    found = work(recipe, shape, STEPS, trained)
     seconds = found.on(GPU, "auto").seconds
     half = found.bytes - 2 * shape.weights
     return [

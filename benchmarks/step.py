@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -24,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from agreement import DisagreementError, check
-from common import Records, heading, load_records, middle_and_range, peak_memory, publish, reset_peak, table
+from common import Records, elsewhere, heading, load_records, middle_and_range, peak_memory, publish, reset_peak, table
 from matplotlib.figure import Figure
 from peers import BASELINES, LOGICAL, MICRO, OPACUS
 from variants import Dpft, Task, Variant, quiet
@@ -218,13 +217,8 @@ def paired(seconds: Sequence[float], base: Sequence[float]) -> list[float]:
 
 def weighed_elsewhere(load: Workload, name: str, physical: int | None = None) -> dict[str, float]:
     """Peak memory of one variant in a process of its own, with this command's own options."""
-    _say(f"memory of {name}" + (f", {physical} records in a piece" if physical else ""))
     which = f"{load.key}:{_name(load.task.compute)}:{name}"
-    command = [sys.executable, *sys.argv, "--memory-of", which]
-    command += ["--physical", str(physical)] if physical else []
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    return elsewhere("--memory-of", which, *(["--physical", str(physical)] if physical else []))
 
 
 def weigh(loads: Sequence[Workload], which: str) -> dict[str, float]:
