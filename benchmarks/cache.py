@@ -98,7 +98,7 @@ class _Given:
     def __init__(self, task: Task) -> None:
         self.collate, self.length, self.synthetic, self.labels = task.collate, task.length, task.synthetic, task.labels
 
-    def examples(self, records: Sequence[Any]) -> list[Any]:
+    def examples(self, records: Sequence[Any], folder: Path | None = None) -> list[Any]:
         return list(records)
 
 

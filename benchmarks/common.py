@@ -47,8 +47,8 @@ def load_records(overrides: Sequence[str] = (), path: Path = QUICKSTART) -> Reco
     source = resolve(recipe.model.source, recipe.model.revision, seed=recipe.seed)
     tokenizer = load_tokenizer(tokenizer_of(recipe.model, source))
     data = load_text_data(recipe.data)
-    train = tokenise(tokenizer, data.train, recipe.data)
-    heldout = tokenise(tokenizer, data.heldout, recipe.data)
+    train = list(tokenise(tokenizer, data.train, recipe.data))
+    heldout = list(tokenise(tokenizer, data.heldout, recipe.data))
     return Records(recipe, source, train, heldout, Collator.for_tokenizer(tokenizer))
 
 

@@ -129,7 +129,7 @@ def work(recipe: Recipe, shape: Shape, steps: int, trained: int) -> Work:
     return Work(
         operations,
         gradients=0.0 if factored else float(min(trained, T * _sides(shape))) * records,
-        micro_batches=steps * math.ceil(records / steps * T / recipe.train.token_budget),
+        micro_batches=steps * math.ceil(records / steps * T / recipe.train.tokens),
         noise=float(trained) * steps if recipe.privacy.enabled else 0.0,
         bytes=_bytes(recipe, shape, T, trained, factored=factored),
     )
@@ -154,7 +154,7 @@ def _sides(shape: Shape) -> int:
 
 
 def _bytes(recipe: Recipe, shape: Shape, T: int, trained: int, *, factored: bool) -> float:
-    budget = min(recipe.train.token_budget, recipe.privacy.expected_batch * T)  # tokens in the largest micro-batch
+    budget = min(recipe.train.tokens, recipe.privacy.expected_batch * T)  # tokens in the largest micro-batch
     moments = 0 if recipe.optimizer.name == "sgd" else 8
     fixed = 4.0 * (shape.weights + trained) + (4 + moments + 12) * trained  # weights; sum, moments, noise in float64
     activations = budget * shape.layers * (_ACTIVATION * shape.width + 8.0 * shape.heads * T)

@@ -73,4 +73,4 @@ class Heldout:
             write_json(folder / "private" / "evaluation.json", {**rounded, "records": len(self)}, private=True)
 
     def _scores(self, model: TaskModel) -> dict[str, float]:
-        return self._task.scores(model, self._examples, self._recipe.train.token_budget, self._compute)
+        return self._task.scores(model, self._examples, self._recipe.train.tokens, self._compute)

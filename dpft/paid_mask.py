@@ -90,7 +90,7 @@ def choose_mask(
         same_records(folder / "private" / "fingerprint.json", records, resume)
         _draw(
             engine,
-            by_unit(records, task.examples(records)),
+            by_unit(records, task.examples(records, folder / "private")),
             task,
             Checkpoints(folder / "private" / "mask"),
             resume,

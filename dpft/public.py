@@ -82,7 +82,7 @@ def public_records(recipe: Recipe, section: DataSection, source: ModelSource, mo
     """Read the records of ``section``, in micro-batches, with the loss that gradients before training are of."""
     task = task_of(section, tokenizer_of(recipe.model, source), model)
     examples = task.examples(task.load().train)
-    pieces = cut(range(len(examples)), [task.length(e) for e in examples], recipe.train.token_budget)
+    pieces = cut(range(len(examples)), [task.length(e) for e in examples], recipe.train.tokens)
     batches = [task.collate([examples[i] for i in piece]) for piece in pieces]
     return Public(batches, drawn_head_loss(model, task.loss, recipe.seed))
 

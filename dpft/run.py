@@ -113,13 +113,15 @@ def run(recipe: Recipe, folder: Path, *, resume: bool = False, watch: Watch | No
         watch.say("reading the records")
         data = task.load()
         same_records(private / "fingerprint.json", data.train, resume or rest is not promised)
-        examples = cache.examples(data.train, watch.say) if cache else task.examples(data.train)
+        examples = cache.examples(data.train, private, watch.say) if cache else task.examples(data.train, private)
+        records = by_unit(data.train, examples)
         checkpoints = Checkpoints(private, {**average.tensors, **(scale.tensors if scale else {})})
         heldout = Heldout(recipe, task, data.heldout, compute)
+        del data  # their text need not lie in memory while they train
         before = heldout.before(model, watch.say)
         if resume:
             _restore(checkpoints, engine, watch)
-        _train(recipe, engine, by_unit(data.train, examples), training, checkpoints, average, watch)
+        _train(recipe, engine, records, training, checkpoints, average, watch)
         average.apply()
         model.eval()
         found = {**heldout.after(model, watch.say), **before}  # the result first: it heads the report
@@ -179,8 +181,8 @@ def _engine(
     scale: PrivatisedScale | None,
 ) -> PrivateEngine | OrdinaryEngine:
     """The private engine; or, where the recipe says so in as many words, the one without privacy."""
-    budget = recipe.train.token_budget
     if not recipe.privacy.enabled:
+        budget = recipe.train.tokens
         return OrdinaryEngine(model, optimizer, plan, loss=task.loss, token_budget=budget, compute=compute)
     return PrivateEngine(
         model,
@@ -191,7 +193,7 @@ def _engine(
         dataset=public_id(recipe.data),
         run=RUN,
         resume=resume,
-        token_budget=budget,
+        token_budget=recipe.train.token_budget,
         compute=compute,
         scale=scale,
         on_step=private_stats(folder / "private" / "steps.jsonl"),
@@ -201,7 +203,7 @@ def _engine(
 def _cached(recipe: Recipe, task: Task, model: TaskModel, folder: Path, compute: torch.dtype) -> CachedTask:
     """The same task, whose training batches bring what the frozen part of ``model`` computes of them."""
     assert recipe.cache is not None  # the caller asks
-    return CachedTask(recipe.cache, task, model, task.loss, folder, compute, recipe.train.token_budget)
+    return CachedTask(recipe.cache, task, model, task.loss, folder, compute, recipe.train.tokens)
 
 
 def _restore(checkpoints: Checkpoints, engine: PrivateEngine | OrdinaryEngine, watch: Watch) -> None:

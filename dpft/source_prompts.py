@@ -75,7 +75,7 @@ def source_prompt(
     data = task.load()
     examples = task.examples(data.train)
     optimizer = build_optimizer(recipe.optimizer, model, model.head)
-    length, budget = cost(model, task.length), recipe.train.token_budget
+    length, budget = cost(model, task.length), recipe.train.tokens
 
     def batches() -> Iterator[list[Batch]]:
         order = _order(len(examples), torch.Generator().manual_seed(recipe.seed))

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -26,6 +27,7 @@ from dpft.data import (
     tokenise,
 )
 from dpft.data.load import Data
+from dpft.data.packed import Packed
 from dpft.data.records import Record, render
 from dpft.data.tokenise import contexts_of
 from dpft.engine.microbatch import Collate, token_length
@@ -54,8 +56,8 @@ class Task(Protocol):
     def load(self) -> Data[Any]:
         """Read the records; the first and only place that does."""
 
-    def examples(self, records: Sequence[Any]) -> list[Any]:
-        """One example a record, a function of that record and public settings."""
+    def examples(self, records: Sequence[Any], folder: Path | None = None) -> Sequence[Any]:
+        """One example a record, a function of that record and public settings; kept in ``folder`` if one is given."""
 
     def length(self, example: Any) -> int:
         """What an example costs of the token budget."""
@@ -94,8 +96,8 @@ class Texts:
     def load(self) -> Data[Any]:
         return load_text_data(self._section)
 
-    def examples(self, records: Sequence[Any]) -> list[Any]:
-        return list(tokenise(self.tokenizer, records, self._section))
+    def examples(self, records: Sequence[Any], folder: Path | None = None) -> Sequence[Any]:
+        return Packed(tokenise(self.tokenizer, records, self._section), folder)
 
     def length(self, example: Any) -> int:
         written = len(example["label"]) if self._section.task == "seq2seq" else 0
@@ -141,8 +143,8 @@ class Images:
     def load(self) -> Data[Any]:
         return load_image_data(self._section)
 
-    def examples(self, records: Sequence[Any]) -> list[Any]:
-        return list(image_examples(records, self._section, self._shape))
+    def examples(self, records: Sequence[Any], folder: Path | None = None) -> Sequence[Any]:
+        return Packed(image_examples(records, self._section, self._shape), folder)
 
     def length(self, example: Any) -> int:
         return self._tokens

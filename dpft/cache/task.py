@@ -76,9 +76,11 @@ class CachedTask:
         """The task's own synthetic batch, with recorded outputs in the number type that training will read."""
         return self._synthetic
 
-    def examples(self, records: Sequence[Any], say: Callable[[str], None] = lambda _: None) -> list[Any]:
+    def examples(
+        self, records: Sequence[Any], folder: Path | None = None, say: Callable[[str], None] = lambda _: None
+    ) -> list[Any]:
         """One example a record. The cache is opened where it holds these very records, and computed where not."""
-        examples = self._task.examples(records)
+        examples = self._task.examples(records, folder)
         cut = self._replay.cut
         costs = [self._task.length(example) for example in examples]
         tokens = [self._tokens(example) for example in examples]

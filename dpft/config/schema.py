@@ -19,6 +19,8 @@ from dpft.config.public_section import PublicSection, check_apart
 from dpft.config.start_section import StartSection
 from dpft.config.task_fields import LANGUAGE_TASKS
 
+DEFAULT_BUDGET = 4096
+
 
 class ModelSection(Section):
     """The pretrained model and how its token features become one vector."""
@@ -48,7 +50,10 @@ class ModelSection(Section):
 class TrainSection(Section):
     """How the work is done; no setting here changes what is promised."""
 
-    token_budget: Count = Field(default=4096, description="tokens in a micro-batch, padding included")
+    token_budget: Count | Literal["auto"] = Field(
+        default=DEFAULT_BUDGET,
+        description="tokens in a micro-batch, padding included; auto = a fast number, found within the first steps",
+    )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto",
         description="number type of the matrix products; auto = bfloat16 where the hardware has it",
@@ -57,6 +62,11 @@ class TrainSection(Section):
     label_smoothing: float = Field(
         default=0.0, ge=0, lt=1, description="the share of a target token's probability spread over all tokens"
     )
+
+    @property
+    def tokens(self) -> int:
+        """Of a micro-batch where nothing is searched: outside the private steps."""
+        return DEFAULT_BUDGET if self.token_budget == "auto" else self.token_budget
 
 
 class EvaluateSection(Section):
@@ -182,7 +192,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _longest_record_fits(self) -> Self:
-        if not self.data.images and self.train.token_budget < self.data.tokens:
+        if not self.data.images and self.train.token_budget != "auto" and self.train.token_budget < self.data.tokens:
             raise wrong(
                 "train.token_budget",
                 f"expected at least {self.data.tokens} tokens, so that the longest record fits a micro-batch "

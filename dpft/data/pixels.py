@@ -8,7 +8,7 @@ Pillow is imported on use.
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -69,10 +69,10 @@ class ImageCollator:
         return {"pixel_values": (torch.from_numpy(stacked) / self.peak - mean) / std, "labels": labels}
 
 
-def image_examples(records: Sequence[ImageRecord], section: DataSection, shape: Shape) -> list[ImageExample]:
+def image_examples(records: Sequence[ImageRecord], section: DataSection, shape: Shape) -> Iterator[ImageExample]:
     """Example i is a function of record i, the recipe and the model's shape alone; InputError names its place."""
     read = _digit if section.source == "digits" else _decoded
-    return [ImageExample(pixels=read(record, shape), label=record.label) for record in records]
+    return (ImageExample(pixels=read(record, shape), label=record.label) for record in records)
 
 
 def synthetic_images(count: int, num_labels: int, collate: ImageCollator, seed: int = 0) -> list[ImageExample]:

@@ -1,8 +1,8 @@
-"""Stand-ins made from the rated sentences: pairs that compare, and words that carry tags.
+"""Stand-ins made from the rated sentences: pairs with a verdict of their own, and words that carry tags.
 
-Nobody compared two sentences and nobody tagged their words. The labels follow from the human ratings (of sentences,
-or of a lexicon's words), so that tasks of these shapes can be run for real where no hub is reachable; figures on
-them say little about comparing or tagging as such.
+Nobody judged two sentences together and nobody tagged their words. The labels follow from the human ratings (of
+sentences, or of a lexicon's words), so that tasks of these shapes can be run for real where no hub is reachable;
+figures on them say little about relating texts or tagging as such.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ _EDGES = re.compile(r"^\W+|\W+$")
 
 
 def pair_rows(rows: Iterable[Row]) -> Iterator[Row]:
-    """Pairs of rows with ``rating``: ``text``, ``text_pair`` and ``label``, 1 if the first is rated higher, else 0.
+    """Pairs of rows with ``rating``: ``text``, ``text_pair`` and ``label``, 1 if their ratings add up to more
+    than 0, else 0.
 
     Each sentence is in exactly one pair, an odd last one in none. One record is one *pair*: the unit of privacy is
     two sentences, not one. Neighbours in the file would nearly always agree in sign, since it is all but sorted by
@@ -31,7 +32,7 @@ def pair_rows(rows: Iterable[Row]) -> Iterator[Row]:
         values = {
             "text": first.values["text"],
             "text_pair": second.values["text"],
-            "label": int(_rating(first) > _rating(second)),
+            "label": int(_rating(first) + _rating(second) > 0),
         }
         yield Row(f"{first.place} and {second.place}", values)
 

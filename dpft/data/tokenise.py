@@ -29,23 +29,22 @@ class Example(TypedDict):
     label: int | float | NDArray[np.int32]
 
 
-def tokenise(tokenizer: Any, records: Sequence[Record], section: DataSection) -> list[Example]:
+def tokenise(tokenizer: Any, records: Sequence[Record], section: DataSection) -> Iterator[Example]:
     """Example i is a function of record i, the recipe and the tokenizer alone.
 
     Records go through the tokenizer in slices, which is faster, but unpadded and cut at the recipe's public
     lengths, so that none sees another. InputError if the tokenizer makes no token of one.
     """
     encode = _ENCODERS.get(section.task, _classified)
-    examples: list[Example] = []
     for start in range(0, len(records), _RECORDS_AT_ONCE):
-        examples.extend(encode(tokenizer, records[start : start + _RECORDS_AT_ONCE], section))
-    for number, example in enumerate(examples, start=1):
-        if len(example["input_ids"]) == 0:
-            raise InputError(
-                f"Record {number} has no token after tokenising; remove it, or use a template "
-                "with some text of its own."
-            )
-    return examples
+        examples = encode(tokenizer, records[start : start + _RECORDS_AT_ONCE], section)
+        for number, example in enumerate(examples, start=start + 1):
+            if len(example["input_ids"]) == 0:
+                raise InputError(
+                    f"Record {number} has no token after tokenising; remove it, or use a template "
+                    "with some text of its own."
+                )
+            yield example
 
 
 def _classified(tokenizer: Any, records: Sequence[Record], section: DataSection) -> Iterator[Example]:

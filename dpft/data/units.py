@@ -21,17 +21,18 @@ class Units(Sequence[Any]):
     The draw comes from the operating system: it is as secret as which units were sampled."""
 
     def __init__(self, records: Sequence[Keyed], examples: Sequence[Any]) -> None:
-        found: dict[str, list[Any]] = {}
-        for record, example in zip(records, examples, strict=True):
+        assert len(records) == len(examples)
+        found: dict[str, list[int]] = {}
+        for row, record in enumerate(records):
             assert record.group is not None  # the recipe names a column, and every row has a value there
-            found.setdefault(record.group, []).append(example)
-        self._units = list(found.values())
+            found.setdefault(record.group, []).append(row)
+        self._units, self._examples = list(found.values()), examples
 
     def __len__(self) -> int:
         return len(self._units)
 
     def __getitem__(self, index: Any) -> Any:
-        return secrets.choice(self._units[index])
+        return self._examples[secrets.choice(self._units[index])]
 
     def __repr__(self) -> str:
         return "Units(...)"

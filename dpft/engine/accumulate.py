@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +13,11 @@ from dpft.config.privacy_section import Clipping
 from dpft.engine.clipping import clipped_sum, scaled
 from dpft.engine.collect import collect
 from dpft.engine.microbatch import LogicalBatch, cut, narrow_on
+from dpft.engine.token_budget import Asked, TokenBudget
 from dpft.errors import TrainingError
 from dpft.per_sample import Uses
 from dpft.per_sample.batches import to_device
+from dpft.per_sample.memory import out_of_memory
 from dpft.per_sample.oracle import Loss
 
 
@@ -33,9 +36,9 @@ class UnreleasedStats:
 class Accumulator:
     """Sums per-example gradients clipped to ``bound`` into one flat float64 vector.
 
-    ``token_budget`` is the size of a micro-batch (examples times longest); it only ever shrinks, when memory
-    runs out. It decides speed and memory, never the result. ``compute`` is the type of the model's matrix
-    products; norms, factors and sums are float32 or wider whatever it is. ``uses`` is what the preflight learnt.
+    ``token_budget`` is the size of a micro-batch (examples times longest), "auto" for one that is found; ``budget``
+    is what has become of it. It decides speed and memory, never the result. ``compute`` is the type of the model's
+    matrix products; norms, factors and sums are float32 or wider whatever it is. ``uses`` is what the preflight learnt.
     ``clipping`` is the plan's; ``scale`` multiplies every gradient, coordinate by coordinate, before its norm is taken,
     so the sum is that of the scaled gradients."""
 
@@ -43,25 +46,28 @@ class Accumulator:
     loss: Loss
     params: Mapping[str, nn.Parameter]
     bound: float
-    token_budget: int
+    token_budget: Asked
     compute: torch.dtype = torch.float32
     uses: Uses | None = None
     clipping: Clipping = "flat"
     scale: Mapping[str, Tensor] | None = None
+    budget: TokenBudget = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.budget = TokenBudget(self.token_budget, self.device.type)
 
     def sum(self, batch: LogicalBatch) -> tuple[Tensor, UnreleasedStats]:
         """[d] float64, parameters in order; an empty batch gives zeros."""
         size = sum(p.numel() for p in self.params.values())
         total = torch.zeros(size, dtype=torch.float64, device=self.device)
         into = views(total, self.params)
-        losses, norms = [torch.zeros(0)], [torch.zeros(0)]
-        for piece in self._pieces(batch):
-            sums, sq, values = piece
+        losses, norms = [torch.zeros(0, device=self.device)], [torch.zeros(0, device=self.device)]
+        for sums, sq, values in self._pieces(batch):
             for name, part in sums.items():
                 into[name].add_(part)
-            losses.append(values.float().cpu())
-            norms.append(sq.float().cpu())
-        return total, UnreleasedStats(torch.cat(losses), torch.cat(norms), self.bound)
+            losses.append(values.float())
+            norms.append(sq.float())
+        return total, UnreleasedStats(torch.cat(losses).cpu(), torch.cat(norms).cpu(), self.bound)
 
     def shaped(self, flat: Tensor) -> dict[str, Tensor]:
         """A vector [d] as float32 tensors of the parameters' shapes, where they are."""
@@ -75,11 +81,18 @@ class Accumulator:
         lengths = [batch.length(e) for e in batch.examples]
         waiting = self._cut(range(len(lengths)), lengths)
         while waiting:
+            start, piece = time.perf_counter(), waiting[0]
             try:
-                yield self._one(batch, waiting[0])
-                waiting = waiting[1:]
-            except (torch.OutOfMemoryError, MemoryError) as error:
+                yield self._one(batch, piece)
+            except Exception as error:
+                if not out_of_memory(error):
+                    raise
                 waiting = self._smaller(waiting, lengths, error)
+                continue
+            waiting = waiting[1:]
+            # A GPU may not be done with the sums yet, but with all that comes before them: clipping asks for the norms.
+            if self.budget.took(len(piece) * lengths[piece[0]], time.perf_counter() - start):
+                waiting = self._again(waiting, lengths)
 
     def _one(self, batch: LogicalBatch, piece: list[int]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         tensors = to_device(batch.collate([batch.examples[i] for i in piece]), self.device)
@@ -87,7 +100,7 @@ class Accumulator:
             self.model, self.loss, tensors, expected=len(piece), uses=self.uses, compute=self.compute
         )
         if not len(grads):
-            return {}, torch.zeros(len(piece)), losses
+            return {}, torch.zeros(len(piece), device=self.device), losses
         forms = grads if self.scale is None else scaled(grads, self.scale)
         sums, sq = clipped_sum(forms, self.bound, self.clipping)
         return sums, sq, losses
@@ -95,18 +108,20 @@ class Accumulator:
     def _smaller(self, waiting: list[list[int]], lengths: list[int], error: BaseException) -> list[list[int]]:
         """Out of memory: half the budget for what is left of the *same* logical batch. No example is drawn
         again or left out, and noise is still drawn once."""
-        largest = max(len(piece) for piece in waiting)
-        if largest == 1:
+        if max(len(piece) for piece in waiting) == 1:
             raise TrainingError(
                 "A single example does not fit in memory: shorten data.max_length or use a smaller model. "
                 "The step is charged."
             ) from error
-        self.token_budget = max(1, self.token_budget // 2)
-        left = [i for piece in waiting for i in piece]
-        return self._cut(left, lengths)
+        self.budget.halve()
+        return self._again(waiting, lengths)
+
+    def _again(self, waiting: list[list[int]], lengths: list[int]) -> list[list[int]]:
+        """What is left, cut for another budget."""
+        return self._cut((i for piece in waiting for i in piece), lengths)
 
     def _cut(self, positions: Iterable[int], lengths: Sequence[int]) -> list[list[int]]:
-        return cut(positions, lengths, self.token_budget, narrow=narrow_on(self.device.type))
+        return cut(positions, lengths, self.budget.tokens, narrow=narrow_on(self.device.type))
 
 
 def views(flat: Tensor, params: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:

@@ -22,6 +22,7 @@ from dpft.engine.preflight import preflight
 from dpft.engine.sampler import poisson_sample
 from dpft.engine.scaling import PrivatisedScale
 from dpft.engine.synthetic import like_one_record
+from dpft.engine.token_budget import Asked
 from dpft.errors import InputError, PrivacyError
 from dpft.per_sample.batches import to_device
 from dpft.per_sample.oracle import Loss
@@ -34,10 +35,10 @@ class PrivateEngine(AbstractContextManager["PrivateEngine"]):
     gradient. ``loss(model, batch)`` returns one loss per example. ``ledger`` is the path of the ledger, to
     which every step is written before its noise is drawn; ``dataset`` and ``run`` name the data set and this
     training in it. With ``resume`` a run that the ledger already holds is continued: its charged steps stay
-    charged. ``token_budget`` is the size of a micro-batch in tokens, padding included; ``compute`` = bfloat16
-    runs the model's matrix products in that type. ``scale`` multiplies gradients before they are clipped, and is
-    taken out again after the noise; it learns from noised gradients alone. ``on_step`` receives figures that are
-    private and must stay so.
+    charged. ``token_budget`` is the size of a micro-batch in tokens, padding included, "auto" to find a fast one
+    within the first steps; ``compute`` = bfloat16 runs the model's matrix products in that type. ``scale`` multiplies
+    gradients before they are clipped, and is taken out again after the noise; it learns from noised gradients alone.
+    ``on_step`` receives figures that are private and must stay so.
 
     Guarantee: the sequence of all parameter values after every step is (epsilon, delta)-DP as the plan
     certifies, for its unit and adjacency. Not covered: the timing of steps, and whatever the caller derives
@@ -57,7 +58,7 @@ class PrivateEngine(AbstractContextManager["PrivateEngine"]):
         dataset: str = "private data",
         run: str = "train",
         resume: bool = False,
-        token_budget: int = 4096,
+        token_budget: Asked = 4096,
         compute: torch.dtype = torch.float32,
         scale: PrivatisedScale | None = None,
         on_step: Callable[[UnreleasedStats], None] | None = None,

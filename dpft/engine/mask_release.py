@@ -26,6 +26,7 @@ from dpft.engine.engine import PrivateEngine
 from dpft.engine.guard import Guard
 from dpft.engine.keystream import Words
 from dpft.engine.plan import Plan
+from dpft.engine.token_budget import Asked
 from dpft.errors import InputError, PrivacyError, TrainingError
 from dpft.peft.sparse_adapter import SparseAdapter, prunable
 from dpft.per_sample.batches import to_device
@@ -94,7 +95,7 @@ class MaskEngine(PrivateEngine):
         ledger: str | os.PathLike[str],
         dataset: str = "private data",
         resume: bool = False,
-        token_budget: int = 4096,
+        token_budget: Asked = 4096,
         compute: torch.dtype = torch.float32,
         on_step: Callable[[UnreleasedStats], None] | None = None,
         words: Words | None = None,

@@ -19,6 +19,7 @@ from dpft.errors import DpftError, InputError, NoRuleError, OneAtATime, PrivacyE
 from dpft.per_sample import Form, Uses, per_example_gradients
 from dpft.per_sample.batches import examples_in, mapped, take
 from dpft.per_sample.capture import trainable
+from dpft.per_sample.memory import out_of_memory
 from dpft.per_sample.oracle import Loss, sq_norms
 from dpft.per_sample.uses import repeated, telling_number
 
@@ -50,9 +51,11 @@ def preflight(model: nn.Module, loss: Loss, batch: Any, compute: torch.dtype = t
         except NoRuleError as reason:
             uses = Uses(alone=True)
             _prove_alone(model, loss, batch, str(reason))
-        except (DpftError, MemoryError, torch.OutOfMemoryError):
+        except DpftError:
             raise
         except Exception as error:  # it may lie with the capture; if not, it comes again in the plain passes
+            if out_of_memory(error):
+                raise
             uses = Uses(alone=True)
             _prove_alone(
                 model, loss, batch, f"{type(error).__name__} ({str(error).strip().partition(chr(10))[0]:.200})"

@@ -16,6 +16,7 @@ from torch import Tensor
 from dpft.errors import DpftError
 from dpft.per_sample.batches import mapped, tensors
 from dpft.per_sample.capture import Grads, Tracked, is_tracked, names_of
+from dpft.per_sample.memory import out_of_memory
 from dpft.per_sample.one_each import one_copy_each
 from dpft.per_sample.rules import (
     ELEMENTWISE,
@@ -90,9 +91,11 @@ def _meeting(func: Any, args: Any, kwargs: Any, grads: Grads, examples: list[Ten
         if whole and func in ELEMENTWISE and fits(*args):
             return elementwise(func, *args, **kwargs)
         return one_copy_each(func, args, kwargs, grads.examples or 0, examples)
-    except (DpftError, torch.OutOfMemoryError):
+    except DpftError:
         raise
     except (RuntimeError, ValueError, TypeError, AttributeError, LookupError) as error:  # of vmap, or under it
+        if out_of_memory(error):
+            raise
         raise no_rule(func, args, kwargs) from error
 
 

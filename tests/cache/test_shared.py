@@ -24,7 +24,7 @@ def task_on(root: Path, attached: Any, letters: Any, name: str, run: str, record
     task, said = letters(records), list[str]()
     section = CacheSection(keep=True, folder=str(root))
     cached = CachedTask(section, task, attached(name), classification_loss, root.parent / run / "private" / "cache")
-    cached.examples(task.records, said.append)
+    cached.examples(task.records, say=said.append)
     return cached, said
 
 

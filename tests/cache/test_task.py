@@ -50,12 +50,12 @@ def test_the_backbone_runs_once_for_all_records_and_not_again_on_reopening(
     task, model = letters(), attached("last-k")
     cached = CachedTask(CacheSection(), task, model, classification_loss, tmp_path / "cache")
     counted, said = calls(model), []
-    cached.examples(task.records, said.append)
+    cached.examples(task.records, say=said.append)
     lengths = np.array([len(r["input_ids"]) for r in task.records])
     assert counted.blocks[0] == len(list(runs([(n,) for n in lengths.tolist()], 4096))) == len(set(lengths.tolist()))
-    cached.examples(task.records, said.append)
+    cached.examples(task.records, say=said.append)
     again = CachedTask(CacheSection(), task, attached("last-k"), classification_loss, tmp_path / "cache")
-    again.examples(task.records, said.append)
+    again.examples(task.records, say=said.append)
     assert counted.blocks[0] == len(set(lengths.tolist()))
     assert len(said) == 1
 
@@ -130,7 +130,7 @@ def test_another_model_or_record_is_computed_anew(change: str, attached: Any, le
     if change == "record":
         records[3] = {**records[3], "input_ids": records[3]["input_ids"][::-1] + 1}
     other = CachedTask(CacheSection(), task, model, classification_loss, tmp_path / "cache")
-    other.examples(records, said.append)
+    other.examples(records, say=said.append)
     assert len(said) == 1
 
 

@@ -60,7 +60,7 @@ class Pairs:
     labels = collate.labels
     records = pairs(30)
 
-    def examples(self, records: Any) -> list[Any]:
+    def examples(self, records: Any, folder: Path | None = None) -> list[Any]:
         return list(records)
 
     def length(self, example: Any) -> int:
@@ -129,7 +129,7 @@ def test_another_text_to_write_is_another_record(tmp_path: Path) -> None:
     task, section, said = Pairs(), CacheSection(keep=True), list[str]()
     for records in (task.records, task.records, [{**e, "label": e["label"][::-1].copy()} for e in task.records]):
         cached = CachedTask(section, task, writer(), seq2seq_loss, tmp_path / "cache")  # type: ignore[arg-type]
-        cached.examples(records, said.append)
+        cached.examples(records, say=said.append)
     assert len(said) == 2
 
 

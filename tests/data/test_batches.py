@@ -83,7 +83,7 @@ def test_ids_types_and_labels(tokenizer: Any) -> None:
 def test_each_record_is_tokenised_on_its_own(tokenizer: Any, data: list[Record], index: int) -> None:
     """F1: prepared D and D minus one record differ in one item; lengths come from the recipe."""
     examples = [plain(example) for example in tokenise(tokenizer, data, section())]
-    assert examples == [plain(tokenise(tokenizer, [record], section())[0]) for record in data]
+    assert examples == [plain(next(tokenise(tokenizer, [record], section()))) for record in data]
     assert all(len(example["input_ids"]) <= 6 for example in examples)  # type: ignore[arg-type]
     index %= len(data)
     rest = [plain(example) for example in tokenise(tokenizer, data[:index] + data[index + 1 :], section())]
@@ -95,7 +95,7 @@ def test_slices_join_without_a_seam(tokenizer: Any, monkeypatch: pytest.MonkeyPa
     whole = [plain(example) for example in tokenise(tokenizer, data, section())]
     monkeypatch.setattr(sys.modules["dpft.data.tokenise"], "_RECORDS_AT_ONCE", 4)
     assert [plain(example) for example in tokenise(tokenizer, data, section())] == whole
-    assert tokenise(tokenizer, [], section()) == []
+    assert list(tokenise(tokenizer, [], section())) == []
 
 
 def test_a_record_without_tokens_is_named_by_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,7 +105,7 @@ def test_a_record_without_tokens_is_named_by_its_number(monkeypatch: pytest.Monk
         return {"input_ids": [[1] if text == "a" else [] for text in texts]}
 
     with pytest.raises(InputError, match="Record 2 has no token") as caught:
-        tokenise(empty, [Record("a", None, 0), Record(SENTINEL, None, 0)], section())
+        list(tokenise(empty, [Record("a", None, 0), Record(SENTINEL, None, 0)], section()))
     assert SENTINEL not in str(caught.value)
 
 
@@ -150,7 +150,7 @@ def test_an_empty_batch_has_tensors(tokenizer: Any) -> None:
 
 def test_the_collator_fits_its_tokenizer(tokenizer: Any) -> None:
     batch = Collator.for_tokenizer(tokenizer)(
-        tokenise(tokenizer, [Record("a", None, 1), Record("a b", None, 0)], section())
+        list(tokenise(tokenizer, [Record("a", None, 1), Record("a b", None, 0)], section()))
     )
     assert batch["input_ids"].tolist() == [[2, 4, 3, 0], [2, 4, 5, 3]]
     no_types = make_tokenizer(model_input_names=["input_ids", "attention_mask"], padding_side="left")

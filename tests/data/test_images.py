@@ -75,7 +75,7 @@ def test_the_digits_are_scikit_learns() -> None:
     data = load_image_data(digits(heldout=0.202))
     everything = load_image_data(digits()).train
     assert (len(data.train), len(data.heldout)) == (1437, 360)  # what recipes/digits.toml says
-    examples = image_examples(everything, digits(), (1, 8, 8))
+    examples = list(image_examples(everything, digits(), (1, 8, 8)))
     theirs = load_digits()
     assert np.array_equal(np.stack([e["pixels"][0] for e in examples]), theirs.images)
     assert [e["label"] for e in examples] == theirs.target.tolist()
@@ -93,8 +93,8 @@ def test_one_digit_more_or_less_moves_no_other() -> None:
     assert tuple(r for r in train if r is not gone) == less
     assert tuple(r for r in heldout if r is not gone) == heldout_less
     assert fingerprint(train) != fingerprint(train[1:])
-    alone = [image_examples([r], digits(), (1, 8, 8))[0]["pixels"] for r in records[:5]]
-    together = image_examples(records[:5], digits(), (1, 8, 8))
+    alone = [next(image_examples([r], digits(), (1, 8, 8)))["pixels"] for r in records[:5]]
+    together = list(image_examples(records[:5], digits(), (1, 8, 8)))
     assert all(np.array_equal(a, b["pixels"]) for a, b in zip(alone, together, strict=True))
 
 
@@ -114,7 +114,7 @@ def test_larger_models_see_a_square_for_each_pixel() -> None:
     assert large["pixels"].shape == (3, 16, 24)
     assert np.array_equal(large["pixels"], np.broadcast_to(np.kron(small["pixels"][0], np.ones((2, 3))), (3, 16, 24)))
     with pytest.raises(InputError, match="multiple of 8"):
-        image_examples([record], digits(), (1, 12, 12))
+        next(image_examples([record], digits(), (1, 12, 12)))
 
 
 @pytest.mark.parametrize("channels", [1, 3])

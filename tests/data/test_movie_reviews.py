@@ -252,18 +252,19 @@ def test_a_rating_is_told_in_every_way() -> None:
 @pytest.mark.parametrize("number", [0, 1, 2, 7, 8])
 def test_each_sentence_is_in_one_pair_and_an_odd_last_one_in_none(number: int) -> None:
     """The unit of privacy is a pair: no sentence may be in two of them."""
-    rated = [Row(f"line {i} of x", {"text": f"s{i}", "rating": float(i)}) for i in range(number)]
+    rated = [Row(f"line {i} of x", {"text": f"s{i}", "rating": float(i - 3)}) for i in range(number)]
     pairs = [row.values for row in pair_rows(rated)]
     used = [str(values[column]) for values in pairs for column in ("text", "text_pair")]
     assert len(used) == len(set(used)) == number - number % 2
     assert set(used) <= {str(row.values["text"]) for row in rated}
     for values in pairs:
-        assert values["label"] == int(int(str(values["text"])[1:]) > int(str(values["text_pair"])[1:]))
+        first, second = (int(str(values[column])[1:]) - 3 for column in ("text", "text_pair"))
+        assert values["label"] == int(first + second > 0)
     assert list(pair_rows(rated)) == list(pair_rows(rated[::-1]))
 
 
-def test_a_tie_is_no_higher_rating() -> None:
-    (pair,) = pair_rows(Row(place, {"text": place, "rating": 1.0}) for place in "ab")
+def test_a_tie_is_not_positive() -> None:
+    (pair,) = pair_rows(Row(place, {"text": place, "rating": rating}) for place, rating in (("a", 1.0), ("b", -1.0)))
     assert pair.values["label"] == 0
 
 

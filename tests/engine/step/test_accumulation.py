@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from dpft.engine.accumulate import Accumulator
 from dpft.engine.microbatch import LogicalBatch
 from dpft.engine.synthetic import synthetic_like
+from dpft.engine.token_budget import Asked
 from dpft.errors import PrivacyError, TrainingError
 from dpft.per_sample import per_example_gradients
 from dpft.per_sample.capture import trainable
@@ -65,7 +66,7 @@ def model() -> nn.Module:
 
 @pytest.fixture
 def total(model: nn.Module) -> Callable[..., Tensor]:
-    def sum_of(examples: list[Any], bound: float, budget: int, loss: Any = loss) -> Tensor:
+    def sum_of(examples: list[Any], bound: float, budget: Asked, loss: Any = loss) -> Tensor:
         made = Accumulator(model, loss, trainable(model), bound, budget)
         return made.sum(LogicalBatch(examples, collate))[0]
 
@@ -100,7 +101,7 @@ def test_the_sum_does_not_depend_on_the_cut_and_equals_one_example_at_a_time(
     singles = [per_example_gradients(model, loss, collate([e])) for e in examples]
     rows = {name: torch.cat([s[name] for s in singles]) for name in singles[0]}
     truth = torch.cat([t.flatten() for t in clipped_sum(rows, bound).values()])
-    for budget in BUDGETS:
+    for budget in (*BUDGETS, "auto"):
         assert float((total(examples, bound, budget) - truth).norm()) < 1e-5 * len(examples) * bound
 
 
@@ -125,6 +126,16 @@ def test_every_example_is_processed_once(model: nn.Module, examples: Any) -> Non
         _, stats = made.sum(LogicalBatch(examples, noting))
         assert sorted(seen) == sorted(tuple(e["input_ids"]) for e in examples)
         assert len(stats.losses) == len(stats.sq_norms) == len(examples)
+
+
+def test_a_search_cuts_anew_and_gives_the_same_sum(total: Any, examples: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """D3: in the middle of a logical batch, whatever the clock says."""
+    monkeypatch.setattr("dpft.engine.token_budget.FIRST", 16)
+    monkeypatch.setattr("dpft.engine.token_budget.TRIES", 1)
+    expected = total(examples, 0.5, 40)
+    for gain in (0.0, 1e9):  # every try is a gain; the second is none
+        monkeypatch.setattr("dpft.engine.token_budget.GAIN", gain)
+        assert float((total(examples, 0.5, "auto") - expected).norm()) < 1e-5 * len(examples) * 0.5
 
 
 @pytest.mark.parametrize("failing", [0, 1, 2, 3])

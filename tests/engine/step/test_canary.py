@@ -25,7 +25,7 @@ def measured(bench: Any, updates: int = UPDATES) -> float:
         plan = bench.plan(examples=10, noise_multiplier=SIGMA, steps=updates, clip=0.5)
         engine = bench.engine(bench.Direct(6), plan)
         # Four examples a micro-batch: the canary must be clipped by itself there too.
-        engine._sums.token_budget = 4 * 64
+        engine._sums.budget.tokens = 4 * 64
         sides.append(bench.train(engine, [*others, {"x": canary}])[:, 0])
     without, present = sides
     spread = torch.cat([without - without.mean(), present - present.mean()]).square().mean().sqrt()
