@@ -53,7 +53,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     **{f"features of norm {n}": (f"model.feature_norm={n}.0",) for n in (1, 3, 30)},
     **{
         f"batch {n}, rate {lr}": (f"privacy.expected_batch={n}", *_rate(lr))
-        for n, lr in ((128, "7.5e-3"), (256, "1.5e-2"), (1024, "6e-2"), (2048, "6e-2"))
+        for n, lr in ((128, "7.5e-3"), (256, "1.5e-2"), (1024, "3e-2"), (1024, "6e-2"), (2048, "6e-2"))
     },
     **{
         f"epochs {n}, rate {lr}": (f"privacy.epochs={n}.0", *_rate(lr))

@@ -61,13 +61,14 @@ class Accumulator:
         size = sum(p.numel() for p in self.params.values())
         total = torch.zeros(size, dtype=torch.float64, device=self.device)
         into = views(total, self.params)
-        losses, norms = [torch.zeros(0, device=self.device)], [torch.zeros(0, device=self.device)]
+        stats, done = torch.zeros(2, len(batch.examples), device=self.device), 0
         for sums, sq, values in self._pieces(batch):
             for name, part in sums.items():
                 into[name].add_(part)
-            losses.append(values.float())
-            norms.append(sq.float())
-        return total, UnreleasedStats(torch.cat(losses).cpu(), torch.cat(norms).cpu(), self.bound)
+            stats[:, done : (done := done + len(sq))].copy_(torch.stack([values, sq.to(values.dtype)]))
+            del sums, sq, values  # what outlives its micro-batch, however small, splits the heap for the next ones
+        losses, norms = stats.cpu()
+        return total, UnreleasedStats(losses, norms, self.bound)
 
     def shaped(self, flat: Tensor) -> dict[str, Tensor]:
         """A vector [d] as float32 tensors of the parameters' shapes, where they are."""
