@@ -24,6 +24,7 @@ from dpft.engine.engine import PrivateEngine
 from dpft.engine.microbatch import cut, narrow_on, token_length
 from dpft.engine.noise import GriddedGaussian
 from dpft.engine.plan import plan
+from dpft.environment import set_defaults
 from dpft.errors import PrivacyError
 from dpft.models.classifier import TextClassifier
 from dpft.models.losses import classification_loss
@@ -209,6 +210,8 @@ def without_dropout(model: nn.Module) -> None:
 
 
 def quiet() -> None:
-    """Silence what Opacus says about its insecure generator and about hooks on inputs without gradient."""
+    """The environment that the command line sets; and silence what Opacus says about its insecure generator and about
+    hooks on inputs without gradient."""
+    set_defaults()
     for message in ("Secure RNG turned off", "Full backward hook", "Optimal order is the largest"):
         warnings.filterwarnings("ignore", message=message)

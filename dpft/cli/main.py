@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from dpft.cli.init import init_command
+from dpft.environment import set_defaults
 
 app = typer.Typer(
     name="dpft",
@@ -324,8 +325,7 @@ def methods_command(as_json: Json = False) -> None:
 
 def main() -> None:
     """Entry point of the console script."""
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    set_defaults()
     try:
         app(standalone_mode=True)
     except Exception as error:
