@@ -34,7 +34,7 @@ try:
     dpft.cli.main()
 except SystemExit:
     pass
-assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "0" and "torch" not in sys.modules
+assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "16" and "torch" not in sys.modules
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
