@@ -11,9 +11,9 @@ from collections.abc import Mapping
 DEFAULTS: Mapping[str, str] = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "TOKENIZERS_PARALLELISM": "false",
-    # oneDNN, torch's matrix products on a CPU, keeps a compiled product for each of the last 1,024 shapes. Micro-batches
-    # have many shapes, and what is kept splits the heap: a quarter of a run's memory. Sixteen serve the blocks of one
-    # micro-batch, in the same time; none would cost a fifth more (docs/log.md).
+    # oneDNN, torch's matrix products on a CPU, keeps a compiled product for each of the last 1,024 shapes. There are
+    # many shapes in micro-batches, and what is kept splits the heap: a quarter of a run's memory. Sixteen serve the
+    # blocks of one micro-batch, in the same time; none would cost a fifth more (docs/log.md).
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "16",
 }
 

@@ -16,7 +16,7 @@ DPFT, ACCOUNTING = ROOT / "dpft", ROOT / "accounting" / "dpft_accounting"
 # A file may import from its own line and from the lines above it.
 LINES = (
     ("dpft_accounting",),
-    ("dpft.errors", "dpft.files"),
+    ("dpft.environment", "dpft.errors", "dpft.files"),
     ("dpft.config",),
     ("dpft.shapes",),
     ("dpft.counts",),
