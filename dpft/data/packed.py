@@ -7,28 +7,42 @@ else opens it, and nothing is left of it when the process ends, in whatever way.
 
 from __future__ import annotations
 
+import errno
 import io
 import mmap
 import tempfile
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dpft.errors import TrainingError
+
 E = TypeVar("E", bound=Mapping[str, Any])
 
 
-class Packed(Sequence[E], Generic[E]):
+class Packed(Sequence[E]):
     """``examples`` one by one, as they came: each a dict of numbers, and of arrays that have one type a field and one
     shape but for their first axis. With ``folder`` the arrays are mapped from there; they are read-only.
 
-    Raises ``OSError`` where the disk is full."""
+    Raises :class:`TrainingError` where they do not fit the disk. That depends on the number of tokens of all records
+    together, which the guarantee does not cover, and nothing else is said of them."""
 
     def __init__(self, examples: Iterable[E], folder: Path | None = None) -> None:
         self._count, self._columns = 0, dict[str, _Arrays | _Numbers]()
+        try:
+            self._fill(examples, folder)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise
+            raise TrainingError(
+                f"The records' tokens do not fit the disk of {folder}: make room there. Nothing was trained."
+            ) from None
+
+    def _fill(self, examples: Iterable[E], folder: Path | None) -> None:
         try:
             for example in examples:
                 if not self._count:

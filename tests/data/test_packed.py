@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dpft.data.packed import Packed
+from dpft.errors import TrainingError
 
 ids = st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=9).map(lambda n: np.array(n, dtype=np.int32))
 texts = st.fixed_dictionaries({"input_ids": ids, "label": st.integers(0, 9)})
@@ -46,6 +47,17 @@ def test_nothing_of_it_is_to_be_seen_in_its_folder_or_in_print(tmp_path: Path) -
     assert list(tmp_path.iterdir()) == []
     assert packed[2]["input_ids"].tolist() == [0, 1, 2, 3, 4]
     assert "731" not in repr(packed)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+@pytest.mark.parametrize("rows", [1, 50_000])
+def test_a_full_disk_is_one_sentence(rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """F2: at the end, where the last of it is written, or while it is."""
+    monkeypatch.setattr("tempfile.TemporaryFile", lambda dir: open("/dev/full", "w+b"))  # noqa: SIM115
+    example = {"input_ids": np.arange(5, dtype=np.int32), "label": 731}
+    with pytest.raises(TrainingError, match="make room there") as caught:
+        Packed([example] * rows, tmp_path)
+    assert "731" not in str(caught.value)
 
 
 def test_nobody_writes_into_it(tmp_path: Path) -> None:
