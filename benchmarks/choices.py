@@ -35,7 +35,7 @@ from dpft.models.classifier import Classifier
 from dpft.run import run
 
 FILE = RESULTS / "choices.jsonl"
-BASE = ("privacy.epochs=2.0", "privacy.expected_batch=512")
+BASE = ("privacy.epochs=2.0", "privacy.expected_batch=512", "optimizer.lr=3e-2", "optimizer.head_lr=3e-2")
 
 
 def _rate(lr: str) -> tuple[str, ...]:

@@ -65,8 +65,8 @@ class Accumulator:
         for sums, sq, values in self._pieces(batch):
             for name, part in sums.items():
                 into[name].add_(part)
-            stats[:, done : (done := done + len(sq))].copy_(torch.stack([values, sq.to(values.dtype)]))
-            del sums, sq, values  # what outlives its micro-batch, however small, splits the heap for the next ones
+            stats[0, done : done + len(sq)], stats[1, done : done + len(sq)] = values, sq
+            done += len(sq)
         losses, norms = stats.cpu()
         return total, UnreleasedStats(losses, norms, self.bound)
 

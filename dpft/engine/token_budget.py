@@ -31,7 +31,7 @@ class TokenBudget:
         self._speeds: list[float] = []
 
     def halve(self) -> None:
-        """Memory ran out."""
+        """Memory ran out, or so many bring nothing: half of them, and no more search."""
         self.tokens = max(1, self.tokens // 2)
         self._searching = False
 

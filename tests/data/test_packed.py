@@ -42,7 +42,7 @@ def test_what_is_packed_comes_back(mapped: bool, examples: list[Any], tmp_path_f
 
 
 def test_nothing_of_it_is_to_be_seen_in_its_folder_or_in_print(tmp_path: Path) -> None:
-    """E3: neither while it is open nor after."""
+    """F2: neither while it is open nor after."""
     packed = Packed([{"input_ids": np.arange(5, dtype=np.int32), "label": 731}] * 3, tmp_path)
     assert list(tmp_path.iterdir()) == []
     assert packed[2]["input_ids"].tolist() == [0, 1, 2, 3, 4]
