@@ -80,6 +80,6 @@ def test_only_what_differs_greatly_draws_a_remark() -> None:
     assert remarks(usual) == ()
     (small,) = remarks(replace(usual, expected_batch_size=90, sample_rate=90 / 50_000))
     assert "0.2% of about 50,000" in small
-    assert "expected_batch=2500" in small
+    assert "expected_batch=1200" in small
     (noisy,) = remarks(replace(usual, noise_multiplier=60.0))
     assert "0.032 clips" in noisy
