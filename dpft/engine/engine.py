@@ -16,7 +16,7 @@ from dpft.engine.accumulate import Accumulator, UnreleasedStats, views
 from dpft.engine.guard import Guard
 from dpft.engine.keystream import Keystream, Words
 from dpft.engine.microbatch import Collate, Length, LogicalBatch, token_length
-from dpft.engine.noise import GriddedGaussian
+from dpft.engine.noise import GriddedGaussian, drawn_beside
 from dpft.engine.plan import Plan
 from dpft.engine.preflight import preflight
 from dpft.engine.sampler import poisson_sample
@@ -152,8 +152,9 @@ class PrivateEngine(AbstractContextManager["PrivateEngine"]):
         self._guard.check_unchanged_set()
         if self._scale is not None:
             self._sums.scale = self._sums.shaped(self._scale.scale)
-        total, stats = self._sums.sum(batch)
-        mean = self._noise.release(total, self._words) / self.plan.expected_batch_size
+        with drawn_beside(lambda: self._noise.noise(self._words), idle=self._sums.device.type != "cpu") as noise:
+            total, stats = self._sums.sum(batch)
+            mean = self._noise.release(total, noise()).div_(self.plan.expected_batch_size)
         del total
         self._update(mean if self._scale is None else self._scale.undo(mean))
         self._run.step()

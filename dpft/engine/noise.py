@@ -8,6 +8,9 @@ grid; their sum is exact in float64. So the release is a function of "gridded su
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -53,11 +56,28 @@ class GriddedGaussian:
             )
         return bound
 
-    def release(self, total: Tensor, source: Words) -> Tensor:
+    def noise(self, source: Words) -> Tensor:
+        """[d] float64, in units of the grid: whole numbers of standard deviation noise_multiplier * clip / grid.
+
+        It depends on no record, so that it may be drawn before the sum is there."""
+        return standard_normal(source, self.coordinates).mul_(self.noise_multiplier * self.clip / self.grid).round_()
+
+    def release(self, total: Tensor, noise: Tensor) -> Tensor:
         """``round(total) + noise``, [d] float64, an exact multiple of the grid.
 
-        ``total`` is the clipped sum [d], float64. Guarantee: noise N(0, (noise_multiplier * clip)^2) on each
-        coordinate, drawn once, whatever the sum is."""
-        std, grid = self.noise_multiplier * self.clip, self.grid
-        noise = standard_normal(source, self.coordinates).mul_(std / grid).round_()
-        return (total.cpu() / grid).round_().add_(noise).mul_(grid)
+        ``total`` is the clipped sum [d], float64; ``noise`` is :meth:`noise`, drawn for this sum alone: it is used up,
+        its memory holds what is returned. Guarantee: noise N(0, (noise_multiplier * clip)^2) on each coordinate,
+        whatever the sum is."""
+        return noise.add_((total.cpu() / self.grid).round_()).mul_(self.grid)
+
+
+@contextmanager
+def drawn_beside(draw: Callable[[], Tensor], *, idle: bool) -> Iterator[Callable[[], Tensor]]:
+    """What ``draw`` gives, for one call, inside the context; where the processor is ``idle`` meanwhile (a GPU takes the
+    sum) it is drawn in a thread of its own from now on. Leaving waits for the thread, which shares its source with what
+    comes next."""
+    if not idle:
+        yield draw
+        return
+    with ThreadPoolExecutor(1, "noise") as pool:
+        yield pool.submit(draw).result

@@ -79,5 +79,5 @@ def has_decoder(model: nn.Module) -> bool:
 
 def _close(found: Tensor, expected: Tensor, tolerance: float, overall: float) -> bool:
     """Within ``tolerance``; what is zero in exact arithmetic on the scale of ``overall``."""
-    a, b = found.double(), expected.double()
-    return bool((a - b).norm() <= tolerance * (b.norm() + 1e-3 * overall))
+    norm = expected.double().norm()
+    return bool(torch.sub(found.double(), expected).norm() <= tolerance * (norm + 1e-3 * overall))

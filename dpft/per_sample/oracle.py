@@ -18,13 +18,12 @@ def per_example_gradients(model: nn.Module, loss: Loss, batch: Any) -> dict[str,
     """Gradients of each example alone: name -> [B, *shape]. A parameter that is not used gets zeros.
 
     ``loss(model, batch)`` returns one loss per example, [B]; here it only ever sees batches of one."""
-    params: Mapping[str, nn.Parameter] = trainable(model)
-    rows: dict[str, list[Tensor]] = {name: [] for name in params}
-    for i in range(examples_in(batch)):
-        _, found = one_example(model, loss, take(batch, slice(i, i + 1)))
-        for name, p in params.items():
-            rows[name].append(found.get(name, torch.zeros_like(p)))
-    return {name: torch.stack(g) if g else params[name].new_zeros(0, *params[name].shape) for name, g in rows.items()}
+    B = examples_in(batch)
+    gradients = {name: p.new_zeros(B, *p.shape) for name, p in trainable(model).items()}
+    for i in range(B):
+        for name, g in one_example(model, loss, take(batch, slice(i, i + 1)))[1].items():
+            gradients[name][i] = g
+    return gradients
 
 
 def one_example(model: nn.Module, loss: Loss, example: Any) -> tuple[Tensor, dict[str, Tensor]]:
@@ -39,8 +38,25 @@ def one_example(model: nn.Module, loss: Loss, example: Any) -> tuple[Tensor, dic
 
 def sq_norms(gradients: Mapping[str, Tensor]) -> Tensor:
     """Squared norm of each example's dense gradients over all parameters, [B] float64."""
-    # The added dimension gives a scalar parameter's gradient [B] something to sum over.
-    return torch.stack([g.double().unsqueeze(-1).flatten(1).square().sum(dim=1) for g in gradients.values()]).sum(dim=0)
+    return torch.stack([_squares(g, None) for g in gradients.values()]).sum(dim=0)
+
+
+def sq_distances(one: Tensor, other: Tensor) -> Tensor:
+    """Squared distance of each example's dense gradients of one parameter, [B] float64."""
+    return _squares(one, other)
+
+
+def _squares(g: Tensor, less: Tensor | None) -> Tensor:
+    """One example after the other: in float64 all of them together would take twice their memory again."""
+    found = g.new_zeros(len(g), dtype=torch.float64)
+    for i in range(len(g)):
+        found[i] = _square(g[i], None if less is None else less[i])
+    return found
+
+
+def _square(row: Tensor, less: Tensor | None) -> Tensor:
+    wide = (row.double() if less is None else torch.sub(row.double(), less)).flatten()
+    return torch.dot(wide, wide)
 
 
 def clipped_sum(gradients: Mapping[str, Tensor], bound: float) -> dict[str, Tensor]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
+import threading
+import time
 
 import pytest
 import torch
 
 from dpft.engine.keystream import InsecureSeededWords, Keystream
-from dpft.engine.noise import GriddedGaussian
+from dpft.engine.noise import GriddedGaussian, drawn_beside
 from dpft.errors import InputError
 
 CASES = [GriddedGaussian(clip, sigma, 300) for clip in (1e-4, 0.3, 1.0, 7.5, 1e4) for sigma in (0.3, 1.0, 17.3)]
@@ -32,7 +34,7 @@ def test_the_grid_is_a_power_of_two_of_public_numbers(mechanism: GriddedGaussian
 def test_a_release_is_an_exact_multiple_of_the_grid(mechanism: GriddedGaussian) -> None:
     """H2: for any sum, the low bits of float64 carry nothing."""
     total = torch.randn(300, dtype=torch.float64) * mechanism.clip * 3
-    units = mechanism.release(total, Keystream()) / mechanism.grid  # exact: the grid is a power of two
+    units = mechanism.release(total, mechanism.noise(Keystream())) / mechanism.grid  # exact: the grid is a power of two
     assert torch.equal(units, units.round())
     assert (units.abs() < 2.0**53).all()  # so every integer near them is a float64
 
@@ -43,7 +45,7 @@ def test_neighbours_release_on_one_lattice() -> None:
     total = torch.randn(500, dtype=torch.float64)
     g = torch.randn(500, dtype=torch.float64)
     neighbour = total + g / g.norm() * mechanism.bound
-    a, b = (mechanism.release(t, InsecureSeededWords(5)) for t in (total, neighbour))
+    a, b = (mechanism.release(t, mechanism.noise(InsecureSeededWords(5))) for t in (total, neighbour))
     steps = (a - b) / mechanism.grid
     assert torch.equal(steps, steps.round())
     assert float((a - b).norm()) <= mechanism.clip
@@ -77,7 +79,7 @@ def test_the_noise_has_the_plans_standard_deviation(clip: float, sigma: float) -
     d = 40_000
     mechanism = GriddedGaussian(clip, sigma, d)
     for total in (torch.zeros(d, dtype=torch.float64), torch.full((d,), 50 * clip, dtype=torch.float64)):
-        noise = mechanism.release(total, Keystream()) - total
+        noise = mechanism.release(total, mechanism.noise(Keystream())) - total
         # Relative standard error 1/sqrt(2d) = 0.35 %; five of them.
         assert abs(float(noise.std()) / (sigma * clip) - 1) < 5 / math.sqrt(2 * d)
         assert abs(float(noise.mean())) < 5 * sigma * clip / math.sqrt(d)
@@ -85,13 +87,14 @@ def test_the_noise_has_the_plans_standard_deviation(clip: float, sigma: float) -
 
 def test_noise_is_full_precision() -> None:
     """C7: 2^30 grid steps a deviation, so 4,000 draws are all distinct but for birthday pairs."""
-    noise = GriddedGaussian(1.0, 1.0, 4000).release(torch.zeros(4000, dtype=torch.float64), Keystream())
+    mechanism = GriddedGaussian(1.0, 1.0, 4000)
+    noise = mechanism.release(torch.zeros(4000, dtype=torch.float64), mechanism.noise(Keystream()))
     assert noise.dtype == torch.float64
     assert len(noise.unique()) >= 3995  # expected pairs: 4000^2/2 / (2^30 * 2 sqrt(pi)) = 0.002
 
 
-def test_release_draws_once_whatever_the_sum() -> None:
-    """C1, H3: the words consumed depend on the number of coordinates alone."""
+def test_noise_is_drawn_once_whatever_the_sum() -> None:
+    """C1, H3: the words consumed depend on the number of coordinates alone, and the sum meets what is drawn already."""
 
     class Counting(Keystream):
         calls: tuple[int, ...] = ()
@@ -100,12 +103,50 @@ def test_release_draws_once_whatever_the_sum() -> None:
             self.calls += (n,)
             return super().words(n)
 
+    mechanism = GriddedGaussian(1.0, 1.0, 11)
     for scale in (0.0, 1.0, 1e12):
         source = Counting()
-        GriddedGaussian(1.0, 1.0, 11).release(torch.full((11,), scale, dtype=torch.float64), source)
+        mechanism.release(torch.full((11,), scale, dtype=torch.float64), mechanism.noise(source))
         assert source.calls == (12,)
 
 
-def test_release_takes_no_scale_from_its_caller() -> None:
-    """B3: clip and noise are fields of one value; a caller can pass the sum and the source, nothing else."""
-    assert list(inspect.signature(GriddedGaussian.release).parameters) == ["self", "total", "source"]
+def test_noise_and_release_take_no_scale_from_their_caller() -> None:
+    """B3: clip and noise are fields of one value; a caller can pass source and sum, nothing else."""
+    assert list(inspect.signature(GriddedGaussian.noise).parameters) == ["self", "source"]
+    assert list(inspect.signature(GriddedGaussian.release).parameters) == ["self", "total", "noise"]
+
+
+def test_a_release_uses_its_noise_up() -> None:
+    """C6: whoever releases a second sum with it adds to what is released already, which uncovers nothing."""
+    mechanism = GriddedGaussian(1.0, 1.0, 50)
+    noise = mechanism.noise(Keystream())
+    assert mechanism.release(torch.ones(50, dtype=torch.float64), noise) is noise
+
+
+@pytest.mark.parametrize("idle", [False, True])
+def test_noise_drawn_beside_is_the_same_and_done_on_leaving(idle: bool) -> None:
+    mechanism, source = GriddedGaussian(1.0, 1.3, 200_001), InsecureSeededWords(4)
+    with drawn_beside(lambda: mechanism.noise(source), idle=idle) as noise:
+        found = noise()
+    assert torch.equal(found, mechanism.noise(InsecureSeededWords(4)))
+    assert not any(thread.name.startswith("noise") for thread in threading.enumerate())
+
+
+def test_an_error_beside_the_noise_waits_for_it_and_one_within_it_arrives() -> None:
+    """C6: what comes next reads the same source, so that nobody else may be reading it then."""
+    drawn: list[int] = []
+
+    def slowly() -> torch.Tensor:
+        time.sleep(0.05)
+        drawn.append(1)
+        return torch.zeros(1)
+
+    with pytest.raises(KeyError), drawn_beside(slowly, idle=True):
+        raise KeyError
+    assert drawn == [1]
+
+    def broken() -> torch.Tensor:
+        raise OSError("no words")
+
+    with pytest.raises(OSError, match="no words"), drawn_beside(broken, idle=True) as noise:
+        noise()

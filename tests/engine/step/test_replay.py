@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from dpft.engine.accumulate import Accumulator
 from dpft.engine.keystream import InsecureSeededWords
-from dpft.engine.noise import GriddedGaussian
+from dpft.engine.noise import GriddedGaussian, drawn_beside
 from dpft.engine.scaling import PrivatisedScale
 
 
@@ -50,9 +50,9 @@ def go(
     with pytest.MonkeyPatch.context() as patch:
         release, words = GriddedGaussian.release, InsecureSeededWords.words
 
-        def noting(self: Any, total: Tensor, source: Any) -> Tensor:
+        def noting(self: Any, total: Tensor, noise: Tensor) -> Tensor:
             tape.inputs.append(total.clone())
-            made = release(self, total, source)
+            made = release(self, total, noise)
             tape.released.append(made if frozen is None else frozen.released[len(tape.released)])
             return tape.released[-1].clone()
 
@@ -162,3 +162,13 @@ def test_the_instrument_fires(bench: Any, monkeypatch: pytest.MonkeyPatch, fault
     second = go(bench, neighbour, plan, first, "second")
     moved = max(float((a - b).norm()) for a, b in zip(first.inputs, second.inputs, strict=True))
     assert moved > CLIP or first.requests != second.requests
+
+
+def test_noise_drawn_while_the_sum_is_taken_trains_the_same(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """C1, E2: as where a GPU takes the sum, and the processor is idle."""
+    plan = bench.plan(examples=20, expected_batch=8, steps=6, clip=CLIP)
+    first = go(bench, records(20), plan, None, "first")
+    monkeypatch.setattr("dpft.engine.engine.drawn_beside", lambda draw, *, idle: drawn_beside(draw, idle=not idle))
+    second = go(bench, records(20), plan, None, "second")
+    assert torch.equal(first.weights, second.weights)
+    assert (first.requests, first.ledger) == (second.requests, second.ledger)
