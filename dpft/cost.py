@@ -21,7 +21,8 @@ from dpft.shapes import Shape, config_of, shape_of
 @dataclass(frozen=True)
 class Machine:
     """Supposed rates: operations a second in each number type as this code reaches them, bytes a second of memory,
-    noise numbers a second, and seconds that a micro-batch costs beside its arithmetic."""
+    noise numbers a second, and seconds that a micro-batch costs beside its arithmetic. ``gpu``: noise is
+    drawn beside its step; a CPU draws it after, and its micro-batches hold one class of lengths."""
 
     name: str
     float32: float
@@ -29,6 +30,7 @@ class Machine:
     memory: float
     noise: float
     micro_batch: float
+    gpu: bool = False
 
     def rate(self, precision: str) -> float:
         return self.float32 if precision == "float32" else self.bfloat16
@@ -37,9 +39,9 @@ class Machine:
 CPU = Machine("CPU, 2 cores", float32=0.11e12, bfloat16=0.37e12, memory=20e9, noise=33e6, micro_batch=5e-3)
 """Measured on two cores of an AMD EPYC with avx512_bf16: ``benchmarks/results/methods-cost-*`` and ``cache-base-*``."""
 
-GPU = Machine("one H100", float32=40e12, bfloat16=150e12, memory=2e12, noise=33e6, micro_batch=0.06)
-"""Supposed, not measured: 15 % of the card's nominal bfloat16 rate, since micro-batches are short. Noise is drawn on
-the CPU."""
+GPU = Machine("one H100", float32=40e12, bfloat16=150e12, memory=2e12, noise=33e6, micro_batch=0.06, gpu=True)
+"""Supposed, not measured: 15 % of the card's nominal bfloat16 rate, since micro-batches are short. Noise is drawn by
+its host."""
 
 MACHINES = (CPU, GPU)
 
@@ -59,8 +61,15 @@ TOKENS: Mapping[tuple[str | None, str | None], int] = {
 ROWS: Mapping[str | None, float] = {"tuetschek/e2e_nlg": 8.7}
 """Rows of an average unit where ``data.group`` makes units of several, about."""
 
-_ACTIVATION = 80
-"""Bytes that a block keeps of a token for the backward pass, for each number of its width; measured as above."""
+_ACTIVATION = {"float32": 64, "bfloat16": 46}
+"""Bytes that a block keeps of a token for the backward pass, for each number of its width, by the number type of matrix
+products; ``benchmarks/results/memory-*``."""
+
+_CODE = 70e6
+"""Bytes of torch that the first step loads."""
+
+_CLASS = 0.3
+"""Of a small batch's tokens, those in its largest micro-batch where micro-batches hold one class of lengths."""
 
 
 @dataclass(frozen=True)
@@ -75,22 +84,26 @@ class Estimate:
 @dataclass(frozen=True)
 class Work:
     """What a recipe comes to. ``operations`` are those of all steps; ``gradients`` per-example numbers of all steps;
-    ``micro_batches`` of all steps; ``noise`` numbers drawn; ``bytes`` of memory at the peak."""
+    ``micro_batches`` of all steps; ``noise`` numbers drawn; ``bytes`` of memory at the peak, and ``narrow_bytes`` where
+    micro-batches hold one class of lengths."""
 
     operations: float
     gradients: float
     micro_batches: float
     noise: float
     bytes: float
+    narrow_bytes: float
 
     def on(self, machine: Machine, precision: str) -> Estimate:
-        seconds = (
+        passes = (
             self.operations / machine.rate(precision)
             + 3 * 4 * self.gradients / machine.memory  # written once, read for the norm and for the sum
-            + self.noise / machine.noise
             + self.micro_batches * machine.micro_batch
         )
-        return Estimate(machine.name, seconds, self.bytes)
+        noise = self.noise / machine.noise
+        if machine.gpu:
+            return Estimate(machine.name, max(passes, noise), self.bytes)
+        return Estimate(machine.name, passes + noise, self.narrow_bytes)
 
 
 def estimates(recipe: Recipe, steps: int, *, trained: int | None = None) -> tuple[Estimate, ...]:
@@ -132,6 +145,7 @@ def work(recipe: Recipe, shape: Shape, steps: int, trained: int) -> Work:
         micro_batches=steps * math.ceil(records / steps * T / recipe.train.tokens),
         noise=float(trained) * steps if recipe.privacy.enabled else 0.0,
         bytes=_bytes(recipe, shape, T, trained, factored=factored),
+        narrow_bytes=_bytes(recipe, shape, T, trained, factored=factored, share=1.0 if recipe.data.images else _CLASS),
     )
 
 
@@ -153,15 +167,26 @@ def _sides(shape: Shape) -> int:
     return shape.layers * (8 * shape.width + (3 if shape.gated else 2) * (shape.width + shape.ffn))
 
 
-def _bytes(recipe: Recipe, shape: Shape, T: int, trained: int, *, factored: bool) -> float:
-    budget = min(recipe.train.tokens, recipe.privacy.expected_batch * T)  # tokens in the largest micro-batch
+def _bytes(recipe: Recipe, shape: Shape, T: int, trained: int, *, factored: bool, share: float = 1.0) -> float:
+    """``share``: of a small batch's tokens, those in its largest micro-batch."""
+    budget = min(recipe.train.tokens, max(share * recipe.privacy.expected_batch, 1.0) * T)
     moments = 0 if recipe.optimizer.name == "sgd" else 8
-    fixed = 4.0 * (shape.weights + trained) + (4 + moments + 12) * trained  # weights; sum, moments, noise in float64
-    activations = budget * shape.layers * (_ACTIVATION * shape.width + 8.0 * shape.heads * T)
+    own = 0 if recipe.method.name in ("full", "last-k") else trained  # beside the model's weights
+    fixed = _CODE + 4.0 * (shape.weights + own) + (4 + moments + 16) * trained  # gradient, moments; sum, noise: float64
+    precise = recipe.train.precision == "float32"
+    activations = (
+        budget
+        * shape.layers
+        * (_ACTIVATION["float32" if precise else "bfloat16"] * shape.width + 8.0 * shape.heads * T)
+    )
     if recipe.data.task in LANGUAGE_TASKS:
         activations += 12.0 * budget * shape.vocabulary  # logits, their logarithms, their gradient
     examples = budget / max(T, 1)
-    forms = 4.0 * budget * _sides(shape) if factored else 4.0 * examples * min(trained, T * _sides(shape))
+    forms = (
+        (4.0 if precise else 2.0) * budget * _sides(shape)
+        if factored
+        else 4.0 * examples * min(trained, T * _sides(shape))
+    )
     return fixed + activations + forms
 
 

@@ -24,6 +24,8 @@ from dpft.errors import InputError
 # 2e-4 in bfloat16, across the neighbours' difference (docs/log.md).
 _SUM_ROUNDING = {torch.float32: 2.0**-13, torch.bfloat16: 2.0**-9}
 
+_PIECE = 1 << 20  # numbers rounded at a time, so that no third vector of all coordinates is in memory
+
 
 @dataclass(frozen=True)
 class GriddedGaussian:
@@ -68,7 +70,9 @@ class GriddedGaussian:
         ``total`` is the clipped sum [d], float64; ``noise`` is :meth:`noise`, drawn for this sum alone: it is used up,
         its memory holds what is returned. Guarantee: noise N(0, (noise_multiplier * clip)^2) on each coordinate,
         whatever the sum is."""
-        return noise.add_((total.cpu() / self.grid).round_()).mul_(self.grid)
+        for drawn, summed in zip(noise.split(_PIECE), total.split(_PIECE), strict=True):
+            drawn.add_((summed.cpu() / self.grid).round_()).mul_(self.grid)
+        return noise
 
 
 @contextmanager
