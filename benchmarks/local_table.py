@@ -45,9 +45,9 @@ def _rates(lr: str, head_lr: str) -> tuple[str, ...]:
 
 
 ROWS = {
-    "LoRA": _row((), ("1.5e-2", "1.5e-2"), ("1e-2", "1e-2")),
+    "LoRA": _row((), ("1.5e-2", "1.5e-2"), ("5e-3", "1e-2")),
     "adapter": _row(
-        (*REMOVED, 'method.name="yu2022-adapter"', "method.bottleneck=16"), ("1e-2", "1.5e-2"), ("3e-3", "1e-2")
+        (*REMOVED, 'method.name="yu2022-adapter"', "method.bottleneck=16"), ("1e-2", "1.5e-2"), ("1e-2", "1e-2")
     ),
     "Compacter": _row(
         (*REMOVED, 'method.name="compacter"', "method.n=4", "method.reduction=8", "method.norms=true"),
