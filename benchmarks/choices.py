@@ -4,8 +4,8 @@
     python benchmarks/choices.py --only base clip averag           # some of them, by the beginnings of their names
     python benchmarks/choices.py --list                            # their names and steps; trains nothing
 
-Every row is ``dpft run`` on one fixed base (the quickstart's recipe over two epochs of 512 instead of four of 1,024:
-as many steps in half the time) with its own overrides; the noise is calibrated to the same epsilon each time. The
+Every row is ``dpft run`` on one fixed base (the quickstart's recipe over two epochs instead of four, at twice the
+rates: half of the time) with its own overrides; the noise is calibrated to the same epsilon each time. The
 reviews are public, so that searching on them costs no privacy; on private data such a search would have to be charged.
 Each finished run is a line of ``results/choices.jsonl``; with ``--write`` runs that stand there are not repeated.
 """
