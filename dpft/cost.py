@@ -173,20 +173,13 @@ def _bytes(recipe: Recipe, shape: Shape, T: int, trained: int, *, factored: bool
     moments = 0 if recipe.optimizer.name == "sgd" else 8
     own = 0 if recipe.method.name in ("full", "last-k") else trained  # beside the model's weights
     fixed = _CODE + 4.0 * (shape.weights + own) + (4 + moments + 16) * trained  # gradient, moments; sum, noise: float64
-    precise = recipe.train.precision == "float32"
-    activations = (
-        budget
-        * shape.layers
-        * (_ACTIVATION["float32" if precise else "bfloat16"] * shape.width + 8.0 * shape.heads * T)
-    )
+    number = "float32" if recipe.train.precision == "float32" else "bfloat16"
+    activations = budget * shape.layers * (_ACTIVATION[number] * shape.width + 8.0 * shape.heads * T)
     if recipe.data.task in LANGUAGE_TASKS:
         activations += 12.0 * budget * shape.vocabulary  # logits, their logarithms, their gradient
-    examples = budget / max(T, 1)
-    forms = (
-        (4.0 if precise else 2.0) * budget * _sides(shape)
-        if factored
-        else 4.0 * examples * min(trained, T * _sides(shape))
-    )
+    forms = 4.0 * budget / max(T, 1) * min(trained, T * _sides(shape))
+    if factored:  # both sides of each product
+        forms = (4.0 if number == "float32" else 2.0) * budget * _sides(shape)
     return fixed + activations + forms
 
 
