@@ -94,7 +94,7 @@ def test_a_budget_and_a_size_alone_are_completed(dpft: Any) -> None:
     own = json.loads(dpft("plan", *options, "--delta", "1e-7", "--clip", "0.5", "--json").out)
     assert (own["delta"], own["clip"]) == (1e-7, 0.5)
     text = dpft("plan", *options).out
-    assert text.index("Suggested") < text.index("privacy.expected_batch = 1000") < text.index("guarantee")
+    assert text.index("Suggested") < text.index("privacy.expected_batch = 510") < text.index("guarantee")
     assert 'method.name = "lora"' in text
 
 
