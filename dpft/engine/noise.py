@@ -70,7 +70,7 @@ class GriddedGaussian:
         ``total`` is the clipped sum [d], float64; ``noise`` is :meth:`noise`, drawn for this sum alone: it is used up,
         its memory holds what is returned. Guarantee: noise N(0, (noise_multiplier * clip)^2) on each coordinate,
         whatever the sum is."""
-        for drawn, summed in zip(noise.split(_PIECE), total.split(_PIECE), strict=True):
+        for drawn, summed in zip(torch.split(noise, _PIECE), torch.split(total, _PIECE), strict=True):
             drawn.add_((summed.cpu() / self.grid).round_()).mul_(self.grid)
         return noise
 
