@@ -12,12 +12,15 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from dpft.engine.keystream import Words, standard_normal
-from dpft.errors import InputError
+from dpft.errors import InputError, PrivacyError
+
+T = TypeVar("T")
 
 # Share of the clip set aside for rounding: one record more or less changes how the others are cut into
 # micro-batches, and so the last bits of their gradients. Measured with 200 records: 6e-6 of the clip in float32,
@@ -58,25 +61,38 @@ class GriddedGaussian:
             )
         return bound
 
-    def noise(self, source: Words) -> Tensor:
-        """[d] float64, in units of the grid: whole numbers of standard deviation noise_multiplier * clip / grid.
+    def noise(self, source: Words) -> Noise:
+        """Drawn for one sum. It depends on no record, so that it may be drawn before the sum is there."""
+        std = self.noise_multiplier * self.clip / self.grid
+        return Noise(standard_normal(source, self.coordinates).mul_(std).round_())
 
-        It depends on no record, so that it may be drawn before the sum is there."""
-        return standard_normal(source, self.coordinates).mul_(self.noise_multiplier * self.clip / self.grid).round_()
-
-    def release(self, total: Tensor, noise: Tensor) -> Tensor:
+    def release(self, total: Tensor, noise: Noise) -> Tensor:
         """``round(total) + noise``, [d] float64, an exact multiple of the grid.
 
-        ``total`` is the clipped sum [d], float64; ``noise`` is :meth:`noise`, drawn for this sum alone: it is used up,
-        its memory holds what is returned. Guarantee: noise N(0, (noise_multiplier * clip)^2) on each coordinate,
-        whatever the sum is."""
-        for drawn, summed in zip(torch.split(noise, _PIECE), torch.split(total, _PIECE), strict=True):
+        ``total`` is the clipped sum [d], float64; ``noise`` is :meth:`noise`, and is used up. Guarantee: noise
+        N(0, (noise_multiplier * clip)^2) on each coordinate, whatever the sum is. Raises :class:`PrivacyError` for
+        noise that another sum had."""
+        made = noise.take()
+        for drawn, summed in zip(torch.split(made, _PIECE), torch.split(total, _PIECE), strict=True):
             drawn.add_((summed.cpu() / self.grid).round_()).mul_(self.grid)
-        return noise
+        return made
+
+
+class Noise:
+    """For one release: two sums with the same noise differ by what noise was to hide."""
+
+    def __init__(self, units: Tensor) -> None:
+        self._units: Tensor | None = units  # [d] float64, whole numbers of the grid
+
+    def take(self) -> Tensor:
+        units, self._units = self._units, None
+        if units is None:
+            raise PrivacyError("Expected noise that no sum was released with; draw it anew for each.")
+        return units
 
 
 @contextmanager
-def drawn_beside(draw: Callable[[], Tensor], *, idle: bool) -> Iterator[Callable[[], Tensor]]:
+def drawn_beside(draw: Callable[[], T], *, idle: bool) -> Iterator[Callable[[], T]]:
     """What ``draw`` gives, for one call, inside the context; where the processor is ``idle`` meanwhile (a GPU takes the
     sum) it is drawn in a thread of its own from now on. Leaving waits for the thread, which shares its source with what
     comes next."""

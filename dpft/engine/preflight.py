@@ -20,7 +20,7 @@ from dpft.per_sample import Form, Uses, per_example_gradients
 from dpft.per_sample.batches import examples_in, mapped, take
 from dpft.per_sample.capture import trainable
 from dpft.per_sample.memory import out_of_memory
-from dpft.per_sample.oracle import Loss, sq_distances, sq_norms
+from dpft.per_sample.oracle import Loss, sq_norms, squares
 from dpft.per_sample.uses import repeated, telling_number
 
 # Relative error allowed between two ways of computing one gradient: rounding, some 100 eps deep.
@@ -177,8 +177,9 @@ def _same(found: Mapping[str, Form], truth: Mapping[str, Tensor], share: float =
     overall = sq_norms(truth).sum().sqrt()
     for name, g in truth.items():
         # A gradient that is zero in exact arithmetic (a key's bias) is compared on the scale of the others.
-        scale = sq_norms({name: g}).sum().sqrt() + 1e-3 * overall
-        if not bool(sq_distances(found[name].dense(), g).sum().sqrt() <= tolerance * scale):
+        scale = squares(g).sum().sqrt() + 1e-3 * overall
+        dense = found[name].dense()
+        if dense.shape != g.shape or not bool(squares(dense, g).sum().sqrt() <= tolerance * scale):
             raise PrivacyError(
                 f"The gradient of {name} in a batch differs from the same example's gradient alone: examples are "
                 "coupled (batch statistics, in-batch negatives, a mean over the batch) or their axis is lost. "

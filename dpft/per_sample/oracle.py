@@ -38,25 +38,20 @@ def one_example(model: nn.Module, loss: Loss, example: Any) -> tuple[Tensor, dic
 
 def sq_norms(gradients: Mapping[str, Tensor]) -> Tensor:
     """Squared norm of each example's dense gradients over all parameters, [B] float64."""
-    return torch.stack([_squares(g, None) for g in gradients.values()]).sum(dim=0)
+    return torch.stack([squares(g) for g in gradients.values()]).sum(dim=0)
 
 
-def sq_distances(one: Tensor, other: Tensor) -> Tensor:
-    """Squared distance of each example's dense gradients of one parameter, [B] float64."""
-    return _squares(one, other)
+def squares(g: Tensor, less: Tensor | None = None) -> Tensor:
+    """Squared norm of each example's dense gradients ``g`` of one parameter, or of what they exceed ``less`` by (of the
+    same shape), [B] float64.
 
-
-def _squares(g: Tensor, less: Tensor | None) -> Tensor:
-    """One example after the other: in float64 all of them together would take twice their memory again."""
+    One example after the other: in float64 all of them together would take twice their memory again."""
     found = g.new_zeros(len(g), dtype=torch.float64)
     for i in range(len(g)):
-        found[i] = _square(g[i], None if less is None else less[i])
+        row = g[i].double() if less is None else torch.sub(g[i].double(), less[i])
+        found[i] = torch.dot(row.flatten(), row.flatten())
+        del row
     return found
-
-
-def _square(row: Tensor, less: Tensor | None) -> Tensor:
-    wide = (row.double() if less is None else torch.sub(row.double(), less)).flatten()
-    return torch.dot(wide, wide)
 
 
 def clipped_sum(gradients: Mapping[str, Tensor], bound: float) -> dict[str, Tensor]:

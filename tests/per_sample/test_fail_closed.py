@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dpft.engine.preflight import _compare
 from dpft.errors import PrivacyError
-from dpft.per_sample import Grads, capture, expand, per_example_gradients
+from dpft.per_sample import Dense, Grads, capture, expand, per_example_gradients
 
 D = 4
 
@@ -262,3 +263,11 @@ def test_shapes_dtypes_and_detached_copies_need_no_rule() -> None:
         return x @ p.to(x.dtype)  # the same dtype: hands back the parameter itself
 
     backward(Uses(use), torch.randn(3, 5, D))
+
+
+@pytest.mark.parametrize("shape", [(1, D), (2, D), (4, D), (3, 1)])
+def test_gradients_of_another_shape_never_pass_for_the_same(shape: tuple[int, ...]) -> None:
+    """A4: a lost batch axis would be stretched over the examples, whose gradients may well be alike."""
+    with pytest.raises(PrivacyError, match="axis is lost"):
+        _compare({"odd": Dense(torch.ones(shape))}, {"odd": torch.ones(3, D)})
+    _compare({"odd": Dense(torch.ones(3, D))}, {"odd": torch.ones(3, D)})

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from dpft.engine.accumulate import Accumulator
 from dpft.engine.keystream import InsecureSeededWords
-from dpft.engine.noise import GriddedGaussian, drawn_beside
+from dpft.engine.noise import GriddedGaussian, Noise, drawn_beside
 from dpft.engine.scaling import PrivatisedScale
 
 
@@ -50,7 +50,7 @@ def go(
     with pytest.MonkeyPatch.context() as patch:
         release, words = GriddedGaussian.release, InsecureSeededWords.words
 
-        def noting(self: Any, total: Tensor, noise: Tensor) -> Tensor:
+        def noting(self: Any, total: Tensor, noise: Noise) -> Tensor:
             tape.inputs.append(total.clone())
             made = release(self, total, noise)
             tape.released.append(made if frozen is None else frozen.released[len(tape.released)])
