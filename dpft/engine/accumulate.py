@@ -67,6 +67,7 @@ class Accumulator:
                 into[name].add_(part)
             stats[0, done : done + len(sq)], stats[1, done : done + len(sq)] = values, sq
             done += len(sq)
+            sums.clear()  # the next micro-batch needs the room
         losses, norms = stats.cpu()
         return total, UnreleasedStats(losses, norms, self.bound)
 

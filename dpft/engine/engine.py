@@ -152,10 +152,11 @@ class PrivateEngine(AbstractContextManager["PrivateEngine"]):
         self._guard.check_unchanged_set()
         if self._scale is not None:
             self._sums.scale = self._sums.shaped(self._scale.scale)
-        with drawn_beside(lambda: self._noise.noise(self._words), idle=self._sums.device.type != "cpu") as noise:
+        noise = self._noise.noise(self._words)
+        with drawn_beside(noise, idle=self._sums.device.type != "cpu"):
             total, stats = self._sums.sum(batch)
-            mean = self._noise.release(total, noise()).div_(self.plan.expected_batch_size)
-        del total
+        mean = self._noise.release(total, noise).div_(self.plan.expected_batch_size)
+        del total  # on a GPU a vector of all coordinates
         self._update(mean if self._scale is None else self._scale.undo(mean))
         self._run.step()
         self._steps_here += 1

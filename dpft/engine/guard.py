@@ -62,8 +62,9 @@ class Guard:
             )
 
     def check_finite(self) -> None:
-        bad = [name for name, p in self.params.items() if not bool(torch.isfinite(p).all())]
-        if bad:
+        extremes = [torch.stack(torch.aminmax(p.detach())) for p in self.params.values() if p.numel()]
+        if extremes and not bool(torch.isfinite(torch.stack(extremes)).all()):  # a GPU is asked once
+            bad = [name for name, p in self.params.items() if not bool(torch.isfinite(p).all())]
             raise TrainingError(
                 f"The update left non-finite values in {_some(bad)}; the step is charged. Lower the learning rate "
                 "and resume from the last checkpoint."

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterator
 from typing import Protocol
 
 import torch
@@ -18,7 +19,8 @@ from cryptography.hazmat.primitives.ciphers.modes import CTR
 from torch import Tensor
 
 _BITS_53 = (1 << 53) - 1
-_PIECE = 1 << 16  # normals made at a time, an even number: what stays in a core's cache takes a third of the time
+PIECE = 1 << 16
+"""Normals made at a time, an even number: what stays in a core's cache takes a third of the time."""
 
 
 class Words(Protocol):
@@ -80,16 +82,23 @@ def uniform(source: Words, n: int) -> Tensor:
 
 
 def standard_normal(source: Words, n: int) -> Tensor:
-    """[n] float64, N(0, 1) by Box-Muller from 53-bit uniforms.
+    """[n] float64, N(0, 1); see :func:`normals`."""
+    return torch.cat([torch.empty(0, dtype=torch.float64), *normals(source, n)])
+
+
+def normals(source: Words, n: int) -> Iterator[Tensor]:
+    """``n`` numbers N(0, 1), float64, by Box-Muller from 53-bit uniforms: :data:`PIECE` at a time, each piece drawn as
+    it is asked for.
 
     Values beyond 8.57 can't occur; a true normal exceeds that with probability 1e-17. The time taken does
     not depend on the values (no rejection)."""
-    made = torch.empty(n + n % 2, dtype=torch.float64)
-    for piece in torch.split(made, _PIECE):
-        half = len(piece) // 2
+    for start in range(0, n, PIECE):
+        size = min(PIECE, n - start)
+        half = (size + 1) // 2
         u = uniform(source, 2 * half)
         radius = u[:half].log_().mul_(-2.0).sqrt_()
         angle = u[half:].mul_(2.0 * math.pi)
+        piece = torch.empty(2 * half, dtype=torch.float64)
         torch.cos(angle, out=piece[:half]).mul_(radius)
         torch.sin(angle, out=piece[half:]).mul_(radius)
-    return made[:n]
+        yield piece[:size]

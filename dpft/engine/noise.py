@@ -8,26 +8,21 @@ grid; their sum is exact in float64. So the release is a function of "gridded su
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from dpft.engine.keystream import Words, standard_normal
+from dpft.engine.keystream import PIECE, Words, normals
 from dpft.errors import InputError, PrivacyError
-
-T = TypeVar("T")
 
 # Share of the clip set aside for rounding: one record more or less changes how the others are cut into
 # micro-batches, and so the last bits of their gradients. Measured with 200 records: 6e-6 of the clip in float32,
 # 2e-4 in bfloat16, across the neighbours' difference (docs/log.md).
 _SUM_ROUNDING = {torch.float32: 2.0**-13, torch.bfloat16: 2.0**-9}
-
-_PIECE = 1 << 20  # numbers rounded at a time, so that no third vector of all coordinates is in memory
 
 
 @dataclass(frozen=True)
@@ -62,42 +57,53 @@ class GriddedGaussian:
         return bound
 
     def noise(self, source: Words) -> Noise:
-        """Drawn for one sum. It depends on no record, so that it may be drawn before the sum is there."""
+        """For one sum: drawn from ``source`` as the sum is released, or before (:func:`drawn_beside`), since it depends
+        on no record."""
         std = self.noise_multiplier * self.clip / self.grid
-        return Noise(standard_normal(source, self.coordinates).mul_(std).round_())
+        return Noise(piece.mul_(std).round_() for piece in normals(source, self.coordinates))
 
     def release(self, total: Tensor, noise: Noise) -> Tensor:
         """``round(total) + noise``, [d] float64, an exact multiple of the grid.
 
-        ``total`` is the clipped sum [d], float64; ``noise`` is :meth:`noise`, and is used up. Guarantee: noise
+        ``total`` is the clipped sum [d], float64, and is overwritten, piece by piece, so that no second vector of all
+        coordinates is in memory; ``noise`` is :meth:`noise`, and is used up. Guarantee: noise
         N(0, (noise_multiplier * clip)^2) on each coordinate, whatever the sum is. Raises :class:`PrivacyError` for
         noise that another sum had."""
-        made = noise.take()
-        for drawn, summed in zip(torch.split(made, _PIECE), torch.split(total, _PIECE), strict=True):
-            drawn.add_((summed.cpu() / self.grid).round_()).mul_(self.grid)
+        if total.shape != (self.coordinates,):
+            raise PrivacyError(f"Expected a sum of {self.coordinates} coordinates, found {tuple(total.shape)}.")
+        made, pieces = total.cpu(), noise.take()
+        for summed, drawn in zip(torch.split(made, PIECE), pieces, strict=True):
+            summed.div_(self.grid).round_().add_(drawn).mul_(self.grid)
         return made
 
 
 class Noise:
     """For one release: two sums with the same noise differ by what noise was to hide."""
 
-    def __init__(self, units: Tensor) -> None:
-        self._units: Tensor | None = units  # [d] float64, whole numbers of the grid
+    def __init__(self, pieces: Iterable[Tensor]) -> None:
+        self._pieces: Iterable[Tensor] | None = pieces  # float64, whole numbers of the grid
 
-    def take(self) -> Tensor:
-        units, self._units = self._units, None
-        if units is None:
+    def draw(self) -> None:
+        """All of it, now."""
+        self._pieces = list(self.take())
+
+    def take(self) -> Iterable[Tensor]:
+        """Its pieces, once."""
+        pieces, self._pieces = self._pieces, None
+        if pieces is None:
             raise PrivacyError("Expected noise that no sum was released with; draw it anew for each.")
-        return units
+        return pieces
 
 
 @contextmanager
-def drawn_beside(draw: Callable[[], T], *, idle: bool) -> Iterator[Callable[[], T]]:
-    """What ``draw`` gives, for one call, inside the context; where the processor is ``idle`` meanwhile (a GPU takes the
-    sum) it is drawn in a thread of its own from now on. Leaving waits for the thread, which shares its source with what
-    comes next."""
+def drawn_beside(noise: Noise, *, idle: bool) -> Iterator[None]:
+    """Where the processor is ``idle`` inside the context (a GPU takes the sum), draw ``noise`` in a thread meanwhile.
+
+    Leaving waits for the thread, since what comes next draws from the same source; an error in it arrives there."""
     if not idle:
-        yield draw
+        yield
         return
     with ThreadPoolExecutor(1, "noise") as pool:
-        yield pool.submit(draw).result
+        drawing = pool.submit(noise.draw)
+        yield
+    drawing.result()

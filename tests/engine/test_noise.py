@@ -7,12 +7,13 @@ import inspect
 import math
 import threading
 import time
+from collections.abc import Iterator
 
 import pytest
 import torch
 
-from dpft.engine.keystream import InsecureSeededWords, Keystream
-from dpft.engine.noise import GriddedGaussian, drawn_beside
+from dpft.engine.keystream import PIECE, InsecureSeededWords, Keystream, standard_normal
+from dpft.engine.noise import GriddedGaussian, Noise, drawn_beside
 from dpft.errors import InputError, PrivacyError
 
 CASES = [GriddedGaussian(clip, sigma, 300) for clip in (1e-4, 0.3, 1.0, 7.5, 1e4) for sigma in (0.3, 1.0, 17.3)]
@@ -79,7 +80,7 @@ def test_the_noise_has_the_plans_standard_deviation(clip: float, sigma: float) -
     d = 40_000
     mechanism = GriddedGaussian(clip, sigma, d)
     for total in (torch.zeros(d, dtype=torch.float64), torch.full((d,), 50 * clip, dtype=torch.float64)):
-        noise = mechanism.release(total, mechanism.noise(Keystream())) - total
+        noise = mechanism.release(total.clone(), mechanism.noise(Keystream())) - total
         # Relative standard error 1/sqrt(2d) = 0.35 %; five of them.
         assert abs(float(noise.std()) / (sigma * clip) - 1) < 5 / math.sqrt(2 * d)
         assert abs(float(noise.mean())) < 5 * sigma * clip / math.sqrt(d)
@@ -128,9 +129,14 @@ def test_no_two_sums_are_released_with_the_same_noise() -> None:
 @pytest.mark.parametrize("idle", [False, True])
 def test_noise_drawn_beside_is_the_same_and_done_on_leaving(idle: bool) -> None:
     mechanism, source = GriddedGaussian(1.0, 1.3, 200_001), InsecureSeededWords(4)
-    with drawn_beside(lambda: mechanism.noise(source), idle=idle) as noise:
-        found = noise()
-    assert torch.equal(found.take(), mechanism.noise(InsecureSeededWords(4)).take())
+    noise = mechanism.noise(source)
+    with drawn_beside(noise, idle=idle):
+        pass
+    drawn = source.words(1)
+    found = torch.cat([*noise.take()])
+    assert torch.equal(found, torch.cat([*mechanism.noise(InsecureSeededWords(4)).take()])) == idle
+    # What is drawn next comes after all of the noise, or before it where the processor has the sum to take.
+    assert torch.equal(drawn, InsecureSeededWords(4).words(1)) != idle
     assert not any(thread.name.startswith("noise") for thread in threading.enumerate())
 
 
@@ -138,17 +144,36 @@ def test_an_error_beside_the_noise_waits_for_it_and_one_within_it_arrives() -> N
     """C6: what comes next reads the same source, so that nobody else may be reading it then."""
     drawn: list[int] = []
 
-    def slowly() -> torch.Tensor:
+    def slowly() -> Iterator[torch.Tensor]:
         time.sleep(0.05)
         drawn.append(1)
-        return torch.zeros(1)
+        yield torch.zeros(1)
 
-    with pytest.raises(KeyError), drawn_beside(slowly, idle=True):
+    with pytest.raises(KeyError), drawn_beside(Noise(slowly()), idle=True):
         raise KeyError
     assert drawn == [1]
 
-    def broken() -> torch.Tensor:
+    def broken() -> Iterator[torch.Tensor]:
         raise OSError("no words")
+        yield
 
-    with pytest.raises(OSError, match="no words"), drawn_beside(broken, idle=True) as noise:
-        noise()
+    with pytest.raises(OSError, match="no words"), drawn_beside(Noise(broken()), idle=True):
+        pass
+
+
+@pytest.mark.parametrize("d", [0, 49, 51])
+def test_a_sum_of_another_size_is_not_released(d: int) -> None:
+    """C1: noise would be missing on some of it, or be the same on several coordinates."""
+    mechanism = GriddedGaussian(1.0, 1.0, 50)
+    with pytest.raises(PrivacyError, match="50 coordinates"):
+        mechanism.release(torch.zeros(d, dtype=torch.float64), mechanism.noise(Keystream()))
+
+
+def test_noise_comes_in_pieces_and_each_coordinate_has_its_own() -> None:
+    """C1: at sizes around the pieces' edges, the same as in one go."""
+    for d in (1, PIECE - 1, PIECE, PIECE + 1, 2 * PIECE + 3):
+        mechanism = GriddedGaussian(1.0, 1.0, d)
+        made = mechanism.release(torch.zeros(d, dtype=torch.float64), mechanism.noise(InsecureSeededWords(2)))
+        whole = standard_normal(InsecureSeededWords(2), d)
+        assert torch.equal(made, (whole / mechanism.grid).round_() * mechanism.grid)
+        assert len(made.unique()) > 0.999 * d

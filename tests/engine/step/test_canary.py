@@ -48,8 +48,8 @@ def test_the_instrument_fires(bench: Any, monkeypatch: pytest.MonkeyPatch, fault
     if fault == "clip twice as large":
         monkeypatch.setattr(noise.GriddedGaussian, "bound", property(lambda self: 2 * self.clip))
     elif fault == "noise too small":
-        real = noise.standard_normal
-        monkeypatch.setattr(noise, "standard_normal", lambda source, n: real(source, n) / 2)
+        real = noise.normals
+        monkeypatch.setattr(noise, "normals", lambda source, n: (piece / 2 for piece in real(source, n)))
     else:  # the mean of the micro-batch is clipped, and counted once for each of its examples
 
         def clipped(forms: Any, bound: float, _clipping: str) -> Any:

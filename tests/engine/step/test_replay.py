@@ -168,7 +168,7 @@ def test_noise_drawn_while_the_sum_is_taken_trains_the_same(bench: Any, monkeypa
     """C1, E2: as where a GPU takes the sum, and the processor is idle."""
     plan = bench.plan(examples=20, expected_batch=8, steps=6, clip=CLIP)
     first = go(bench, records(20), plan, None, "first")
-    monkeypatch.setattr("dpft.engine.engine.drawn_beside", lambda draw, *, idle: drawn_beside(draw, idle=not idle))
+    monkeypatch.setattr("dpft.engine.engine.drawn_beside", lambda noise, *, idle: drawn_beside(noise, idle=not idle))
     second = go(bench, records(20), plan, None, "second")
     assert torch.equal(first.weights, second.weights)
     assert (first.requests, first.ledger) == (second.requests, second.ledger)
