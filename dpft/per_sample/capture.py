@@ -9,8 +9,10 @@ wraps the model, so ``state_dict``, ``generate`` and ``save_pretrained`` stay as
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -31,10 +33,20 @@ class Tracked(nn.Parameter):
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        from dpft.per_sample.dispatch import apply  # which imports this module
-
         with torch._C.DisableTorchFunctionSubclass():
-            return apply(func, args, kwargs or {})
+            return _untraced()(func, args, kwargs or {})
+
+
+def _untraced() -> Callable[..., Any]:
+    """``dispatch.apply``; a compiled model calls it between its graphs, for within one the gradients would go to their
+    sinks while it is traced, and never again."""
+    from dpft.per_sample.dispatch import apply  # which imports this module
+
+    # Without the compiler nothing is compiled, and importing it takes a second.
+    return _never_compiled(apply) if "torch._dynamo" in sys.modules else apply
+
+
+_never_compiled = cache(torch.compiler.disable)
 
 
 class Grads(Mapping[str, Form]):
