@@ -13,6 +13,7 @@ from whole_runs import compute_of
 
 from dpft.engine.engine import PrivateEngine
 from dpft.engine.plan import plan
+from dpft.models.held import hold_frozen
 from dpft.models.losses import classification_loss
 from dpft.models.precision import attention_for
 from dpft.run import build_model
@@ -24,6 +25,7 @@ def private_engine(records: Records, *, batch: int, sample_rate: float, steps: i
     """One for so many steps at noise multiplier 1; its ledger is thrown away."""
     recipe, compute = records.recipe, compute_of(records.recipe)
     model, _ = build_model(recipe, records.source, attention_for(compute, torch.device("cpu")))
+    hold_frozen(model, compute)
     made = plan(
         delta=recipe.privacy.delta,
         sample_rate=sample_rate,

@@ -27,6 +27,7 @@ from dpft.engine.plan import plan
 from dpft.environment import set_defaults
 from dpft.errors import PrivacyError
 from dpft.models.classifier import TextClassifier
+from dpft.models.held import hold_frozen
 from dpft.models.losses import classification_loss
 from dpft.models.precision import attention_for, products_in
 from dpft.models.source import ModelSource
@@ -147,6 +148,12 @@ class Dpft(Variant):
     """dpft's engine as a user drives it, ledger and checks included."""
 
     name = "dpft"
+
+    def build(self) -> TextClassifier:
+        """As a run does: frozen matrices in the type that they are multiplied in."""
+        model = super().build()
+        hold_frozen(model, self.task.compute)
+        return model
 
     def __init__(self, task: Task) -> None:
         super().__init__(task)

@@ -171,9 +171,11 @@ def _bytes(recipe: Recipe, shape: Shape, T: int, trained: int, *, factored: bool
     """``share``: of a small batch's tokens, those in its largest micro-batch."""
     budget = min(recipe.train.tokens, max(share * recipe.privacy.expected_batch, 1.0) * T)
     moments = 0 if recipe.optimizer.name == "sgd" else 8
-    own = 0 if recipe.method.name in ("full", "last-k") else trained  # beside the model's weights
-    fixed = _CODE + 4.0 * (shape.weights + own) + (4 + moments + 16) * trained  # gradient, moments; sum, noise: float64
+    own = 0 if factored else trained  # beside the model's weights
+    fixed = _CODE + 4.0 * (shape.weights + own) + (4 + moments + 8) * trained  # gradient, moments; sum in float64
     number = "float32" if recipe.train.precision == "float32" else "bfloat16"
+    if number == "bfloat16":  # frozen matrices are held in it
+        fixed -= 2.0 * (shape.block_weights - (min(trained, shape.block_weights) if factored else 0))
     activations = budget * shape.layers * (_ACTIVATION[number] * shape.width + 8.0 * shape.heads * T)
     if recipe.data.task in LANGUAGE_TASKS:
         activations += 12.0 * budget * shape.vocabulary  # logits, their logarithms, their gradient

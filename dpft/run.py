@@ -29,6 +29,7 @@ from dpft.journal import private_stats
 from dpft.metrics import check_metrics
 from dpft.models.build import TaskModel, task_model
 from dpft.models.can_write import check_writing
+from dpft.models.held import hold_frozen
 from dpft.models.precision import attention_for, compute_dtype
 from dpft.models.source import ModelSource, pinned, resolve
 from dpft.paid_mask import check_mask_steps, choose_mask
@@ -89,6 +90,7 @@ def run(recipe: Recipe, folder: Path, *, resume: bool = False, watch: Watch | No
     model, method = build_model(recipe, source, attention_for(compute, device), folder / "private", resume)
     if start:
         method = start.apply(model, method, source)
+    hold_frozen(model, compute)
     model.to(device)
     source = pinned(source, model.encoder)
     task = task_of(recipe.data, tokenizer_of(recipe.model, source), model, recipe.train.label_smoothing)

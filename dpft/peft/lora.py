@@ -191,6 +191,8 @@ class LoRALinear(Wrapper):
 class LockedLoRALinear(LoRALinear):
     """The same on a sparse base, in the places of the entries that are not zero alone. [B, ..., I] -> [B, ..., O]."""
 
+    reads_weight = True
+
     def forward(self, x: Tensor) -> Tensor:
         weight = cast(Tensor, self.base_layer.weight)
         change = self._product() if isinstance(self.base_layer, nn.Linear) else self._product().T

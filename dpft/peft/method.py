@@ -68,6 +68,7 @@ class Wrapper(nn.Module):
     (HF code asks a Linear for its ``weight``)."""
 
     base_layer: nn.Module
+    reads_weight: ClassVar[bool] = False  # the base's weight takes part in a product of the wrapper's own
 
     def __init__(self, base: nn.Module) -> None:
         super().__init__()

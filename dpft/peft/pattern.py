@@ -57,6 +57,7 @@ class SparseLinear(Wrapper):
 
     The mask is kept, eight entries a byte, so that a stored adapter can tell another pattern from its own."""
 
+    reads_weight = True
     bits: Tensor
 
     def __init__(self, base: nn.Module) -> None:

@@ -18,6 +18,7 @@ from dpft.peft.method import Wrapper
 class Pruned(Wrapper):
     """A Linear (or GPT-2 Conv1D) under a mask that starts whole. [B, ..., I] -> [B, ..., O]."""
 
+    reads_weight = True
     bits: Tensor
 
     def __init__(self, base: nn.Module) -> None:
