@@ -7,7 +7,8 @@ model once more in each micro-batch. What does not train needs no float32 origin
                                          ├─► the same product, bit for bit
     bfloat16 weight ─────────────────────┘
 
-Outside of autocast, where the preflight proves gradients in float32, a held layer widens its weights for each use.
+Outside of autocast, where the preflight proves gradients in float32, a held layer widens its weights for each use, and
+keeps nothing wide.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from dpft.peft.method import Wrapper
 
@@ -26,19 +28,49 @@ class HeldLinear(nn.Linear):
     """A frozen Linear in bfloat16. [*, I] -> [*, O]."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(*_operands(x, self.weight, self.bias))
+        return _product(x, self.weight, self.bias, transposed=False)
 
 
 class Conv1D(nn.Module):
     """A frozen GPT-2 Conv1D in bfloat16; of the same name, by which such a layer is known. [*, I] -> [*, O]."""
 
-    weight: nn.Parameter
+    weight: nn.Parameter  # [I, O]
     bias: nn.Parameter
-    nf: int
 
     def forward(self, x: Tensor) -> Tensor:
-        rows, weight, bias = _operands(x.reshape(-1, x.shape[-1]), self.weight, self.bias)
-        return torch.addmm(bias, rows, weight).view(*x.shape[:-1], self.nf)
+        return _product(x, self.weight, self.bias, transposed=True)
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None, *, transposed: bool) -> Tensor:
+    """In bfloat16 under autocast, which leaves float64 alone; else in float32 or wider."""
+    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
+        return F.linear(x, weight.T if transposed else weight, bias)
+    # T5 brings its activations into the type of the weight that they are about to meet.
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    if type(x) is Tensor:
+        out: Tensor = _Widened.apply(x, weight, bias, transposed)  # type: ignore[no-untyped-call]
+        return out
+    wide = weight.to(x.dtype)  # a tensor that answers torch functions itself: of parameters alone
+    return F.linear(x, wide.T if transposed else wide, None if bias is None else bias.to(x.dtype))
+
+
+class _Widened(torch.autograd.Function):
+    """``x W^T + b``, or ``x W + b``, with a frozen weight that is widened for it and again for its gradient: kept until
+    then, all of a model would be in memory in float32 after all."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool) -> Tensor:
+        ctx.save_for_backward(weight)
+        ctx.transposed = transposed
+        wide = weight.to(x.dtype)
+        return F.linear(x, wide.T if transposed else wide, None if bias is None else bias.to(x.dtype))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, None, None, None]:
+        (weight,) = ctx.saved_tensors
+        wide = weight.to(g.dtype)
+        return g @ (wide.T if ctx.transposed else wide), None, None, None
 
 
 def hold_frozen(model: nn.Module, compute: torch.dtype) -> int:
@@ -76,14 +108,3 @@ def _held(module: nn.Module) -> type[nn.Module] | None:
 
 def _can_be(p: nn.Parameter) -> bool:
     return not p.requires_grad and p.dtype == torch.float32
-
-
-def _operands(*tensors: Tensor | None) -> list[Any]:
-    """As they are where autocast decides, which leaves float64 alone; else in float32 or wider, the first one too: T5
-    brings its activations into the type of the weight that they are about to meet."""
-    x = tensors[0]
-    assert x is not None
-    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
-        return list(tensors)
-    wide = torch.promote_types(x.dtype, torch.float32)
-    return [None if t is None else t.to(wide) for t in tensors]

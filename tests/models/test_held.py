@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel
 from transformers.pytorch_utils import Conv1D
 
@@ -104,6 +105,14 @@ def test_outside_of_autocast_the_rounded_weights_count_in_the_inputs_type(kind: 
         held = copy.deepcopy(layer)(x)
         assert held.dtype == x.dtype
         torch.testing.assert_close(held, copy.deepcopy(plain).to(x.dtype)(x), rtol=1e-6, atol=1e-6)
+    wide = []
+    x, y = (torch.randn(3, 5, requires_grad=True) for _ in range(2))
+    with saved_tensors_hooks(lambda t: wide.append(t.dtype) or t if t.shape in ((5, 7), (7, 5)) else t, lambda t: t):
+        (into,) = torch.autograd.grad(layer(x).sin().sum(), x)
+    assert wide == [HALF]  # nothing wide is kept for the backward pass
+    with torch.no_grad():
+        y.copy_(x)
+    torch.testing.assert_close(into, torch.autograd.grad(plain(y).sin().sum(), y)[0], rtol=1e-6, atol=1e-6)
     assert layer(torch.randn(2, 5).to(HALF)).dtype == torch.float32  # never in fewer digits than the weights' use needs
 
 
