@@ -65,7 +65,7 @@ _ACTIVATION = {"float32": 64, "bfloat16": 46}
 """Bytes that a block keeps of a token for the backward pass, for each number of its width, by the number type of matrix
 products; ``benchmarks/results/memory-*``."""
 
-_CODE = 70e6
+_CODE = 65e6
 """Bytes of torch that the first step loads."""
 
 _CLASS = 0.3
