@@ -13,6 +13,7 @@ keeps nothing wide.
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from typing import Any
 
@@ -54,6 +55,26 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None, *, transposed: bool
     return F.linear(x, wide.T if transposed else wide, None if bias is None else bias.to(x.dtype))
 
 
+class _Room(threading.local):
+    """Where a thread widens one weight after the other: a new tensor for each would leave holes between activations,
+    and a process that does not shrink."""
+
+    room = torch.empty(0)
+
+    def widened(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
+        """``weight`` in ``dtype``, until the next call."""
+        size = weight.numel()
+        if size > _MOST:
+            return weight.to(dtype)
+        if self.room.numel() < size or self.room.dtype != dtype or self.room.device != weight.device:
+            self.room = torch.empty(size, dtype=dtype, device=weight.device)
+        return self.room[:size].view(weight.shape).copy_(weight)
+
+
+_MOST = 1 << 24  # numbers for which a thread keeps room
+_ROOM = _Room()
+
+
 class _Widened(torch.autograd.Function):
     """``x W^T + b``, or ``x W + b``, with a frozen weight that is widened for it and again for its gradient: kept until
     then, all of a model would be in memory in float32 after all."""
@@ -62,14 +83,14 @@ class _Widened(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool) -> Tensor:
         ctx.save_for_backward(weight)
         ctx.transposed = transposed
-        wide = weight.to(x.dtype)
+        wide = _ROOM.widened(weight, x.dtype)
         return F.linear(x, wide.T if transposed else wide, None if bias is None else bias.to(x.dtype))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, None, None, None]:
         (weight,) = ctx.saved_tensors
-        wide = weight.to(g.dtype)
+        wide = _ROOM.widened(weight, g.dtype)
         return g @ (wide.T if ctx.transposed else wide), None, None, None
 
 
