@@ -81,11 +81,6 @@ def uniform(source: Words, n: int) -> Tensor:
     return ((source.words(n) & _BITS_53).double() + 1.0) * 2.0**-53
 
 
-def standard_normal(source: Words, n: int) -> Tensor:
-    """[n] float64, N(0, 1); see :func:`normals`."""
-    return torch.cat([torch.empty(0, dtype=torch.float64), *normals(source, n)])
-
-
 def normals(source: Words, n: int) -> Iterator[Tensor]:
     """``n`` numbers N(0, 1), float64, by Box-Muller from 53-bit uniforms: :data:`PIECE` at a time, each piece drawn as
     it is asked for.

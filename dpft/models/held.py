@@ -94,8 +94,8 @@ class _Widened(torch.autograd.Function):
         return g @ (wide.T if ctx.transposed else wide), None, None, None
 
 
-def hold_frozen(model: nn.Module, compute: torch.dtype) -> int:
-    """Keep the frozen matrices of ``model`` in bfloat16 where that is ``compute``; returns how many numbers they hold.
+def hold_frozen(model: nn.Module, compute: torch.dtype) -> None:
+    """Keep the frozen matrices of ``model`` in bfloat16 where that is ``compute``.
 
     Matrices of Linear and Conv1D layers alone, with their biases: tables are looked up in float32, norms are computed
     in it, and a matrix that another module has too (an output head tied to a table), or whose values a method takes
@@ -103,11 +103,10 @@ def hold_frozen(model: nn.Module, compute: torch.dtype) -> int:
     then watches the rounded values. Training under autocast to bfloat16 is the same, bit for bit; the float32
     originals are gone from ``model``."""
     if compute != torch.bfloat16:
-        return 0
+        return
     owners = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
     wrappers = [m for m in model.modules() if isinstance(m, Wrapper) and m.reads_weight]
     taken = {id(m) for wrapper in wrappers for m in wrapper.base_layer.modules()}
-    held = 0
     for module in model.modules():
         own = list(module.parameters(recurse=False))
         kind = _held(module)
@@ -116,8 +115,6 @@ def hold_frozen(model: nn.Module, compute: torch.dtype) -> int:
         module.__class__ = kind
         for p in own:
             p.data = p.data.to(torch.bfloat16)
-            held += p.numel()
-    return held
 
 
 def _held(module: nn.Module) -> type[nn.Module] | None:

@@ -9,10 +9,8 @@ wraps the model, so ``state_dict``, ``generate`` and ``save_pretrained`` stay as
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
 from typing import Any
 
 import torch
@@ -22,6 +20,7 @@ from dpft.errors import NoRuleError, PrivacyError
 from dpft.per_sample.forms import Form, total
 from dpft.per_sample.functions import ExpandFn, Sink, copies
 from dpft.per_sample.shared import Shared, cut_off, pulled_back
+from dpft.per_sample.untraced import dispatched, untraced
 from dpft.per_sample.uses import Uses
 
 # The open captures, by parameter identity. A dictionary beside the parameters, never state on them.
@@ -33,20 +32,7 @@ class Tracked(nn.Parameter):
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        with torch._C.DisableTorchFunctionSubclass():
-            return _untraced()(func, args, kwargs or {})
-
-
-def _untraced() -> Callable[..., Any]:
-    """``dispatch.apply``; a compiled model calls it between its graphs, for within one the gradients would go to their
-    sinks while it is traced, and never again."""
-    from dpft.per_sample.dispatch import apply  # which imports this module
-
-    # Without the compiler nothing is compiled, and importing it takes a second.
-    return _never_compiled(apply) if "torch._dynamo" in sys.modules else apply
-
-
-_never_compiled = cache(torch.compiler.disable)
+        return dispatched(func, args, kwargs)
 
 
 class Grads(Mapping[str, Form]):
@@ -240,6 +226,6 @@ def _read_batch(grads: Grads) -> Any:
         if tensors:
             grads.expect(tensors[0].shape[0], "the model's input")
             if grads.uses is None:
-                learn(module, grads, args, kwargs)
+                untraced(learn)(module, grads, args, kwargs)
 
     return hook

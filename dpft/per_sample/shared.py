@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from dpft.errors import NoRuleError
 from dpft.per_sample.forms import Dense, Form, Rows, total
+from dpft.per_sample.untraced import dispatched
 
 PullBack = Callable[[Form], Mapping[str, Form]]
 _AT_ONCE = 2**27  # numbers of G that are pulled back together
@@ -35,10 +36,7 @@ class Shared(Tensor):
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        from dpft.per_sample.dispatch import apply  # which imports this module
-
-        with torch._C.DisableTorchFunctionSubclass():
-            return apply(func, args, kwargs or {})
+        return dispatched(func, args, kwargs)
 
 
 def shared(t: Tensor, name: str, reach: dict[str, nn.Parameter], pull_back: PullBack | None = None) -> Shared:

@@ -242,5 +242,16 @@ def test_dropout_of_the_family_keeps_examples_apart(family: str, attached: Calla
     preflight(t.model.train(), t.loss, t.batch)
 
 
+@pytest.mark.parametrize(("name", "family"), [cell for cell in CELLS if cell.values[0] in ("lora", "prompt", "norms")])
+def test_the_preflight_proves_held_matrices_too(name: str, family: str, attached: Callable[..., Any]) -> None:
+    """A5: it learns in a forward pass which tensors hold examples, in float32 as well, where matrices are widened."""
+    t, _ = attached(name, family)
+    t.model.float()
+    hold_frozen(t.model, torch.bfloat16)
+    assert any(p.dtype == torch.bfloat16 for p in t.model.parameters())
+    batch = {k: v.float() if v.is_floating_point() else v for k, v in t.batch.items()}
+    assert not preflight(t.model, t.loss, batch, torch.bfloat16).alone
+
+
 def test_every_method_has_a_row() -> None:
     assert {c.method for c in cells()} == set(METHODS)
