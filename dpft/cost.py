@@ -174,7 +174,7 @@ def _bytes(recipe: Recipe, shape: Shape, T: int, trained: int, *, factored: bool
     own = 0 if factored else trained  # beside the model's weights
     fixed = _CODE + 4.0 * (shape.weights + own) + (4 + moments + 8) * trained  # gradient, moments; sum in float64
     number = "float32" if recipe.train.precision == "float32" else "bfloat16"
-    if number == "bfloat16":  # frozen matrices are held in it
+    if number == "bfloat16" and recipe.method.name != "bitfit":  # frozen matrices are held in it, if no bias trains
         fixed -= 2.0 * (shape.block_weights - (min(trained, shape.block_weights) if factored else 0))
     activations = budget * shape.layers * (_ACTIVATION[number] * shape.width + 8.0 * shape.heads * T)
     if recipe.data.task in LANGUAGE_TASKS:

@@ -98,15 +98,14 @@ def hold_frozen(model: nn.Module, compute: torch.dtype) -> None:
     """Keep the frozen matrices of ``model`` in bfloat16 where that is ``compute``.
 
     Matrices of Linear and Conv1D layers alone, with their biases: tables are looked up in float32, norms are computed
-    in it, and a matrix that another module has too (an output head tied to a table), or whose values a method takes
-    into a product of its own, stays as it is. To be called when all is attached and before an engine is built, which
-    then watches the rounded values. Training under autocast to bfloat16 is the same, bit for bit; the float32
-    originals are gone from ``model``."""
+    in it. A matrix stays as it is, too, that stands beside a bias that trains, that another module has as well (an
+    output head tied to a table), that a method brought, or whose values a method takes into a product of its own. To be
+    called when all is attached and before an engine is built, which then watches the rounded values. Training under
+    autocast to bfloat16 is the same, bit for bit; the float32 originals are gone from ``model``."""
     if compute != torch.bfloat16:
         return
     owners = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
-    wrappers = [m for m in model.modules() if isinstance(m, Wrapper) and m.reads_weight]
-    taken = {id(m) for wrapper in wrappers for m in wrapper.base_layer.modules()}
+    taken = {id(m) for wrapper in model.modules() if isinstance(wrapper, Wrapper) for m in _of_the_method(wrapper)}
     for module in model.modules():
         own = list(module.parameters(recurse=False))
         kind = _held(module)
@@ -115,6 +114,12 @@ def hold_frozen(model: nn.Module, compute: torch.dtype) -> None:
         module.__class__ = kind
         for p in own:
             p.data = p.data.to(torch.bfloat16)
+
+
+def _of_the_method(wrapper: Wrapper) -> list[nn.Module]:
+    """What the wrapper brought (a factor may be frozen, and is saved as it is), and the base whose weight it reads."""
+    base = set(wrapper.base_layer.modules())
+    return [m for m in wrapper.modules() if wrapper.reads_weight or m not in base]
 
 
 def _held(module: nn.Module) -> type[nn.Module] | None:

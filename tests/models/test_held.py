@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel
@@ -91,6 +92,18 @@ def test_what_a_method_multiplies_by_itself_is_not_held(method: Any) -> None:
     assert own
     assert all(found[name] == torch.float32 for name in own)
     assert HALF in found.values()
+
+
+def test_a_frozen_factor_is_released_as_it_was(tmp_path: Path) -> None:
+    """FFA trains B alone; A belongs to the adapter all the same."""
+    method = dpft.LoRA(rank=2, freeze_a=True)
+    model = dpft.attach(bert(), method, train=("classifier",))
+    hold_frozen(model, HALF)
+    assert {d for name, d in types(model).items() if "lora" in name} == {torch.float32}
+    dpft.save_adapter(model, method, tmp_path, base="tiny", train=("classifier",))
+    saved = load_file(tmp_path / "adapter_model.safetensors")
+    assert any("lora_A" in name for name in saved)
+    assert {t.dtype for t in saved.values()} == {torch.float32}
 
 
 @pytest.mark.parametrize("kind", ["linear", "conv1d"])

@@ -242,6 +242,19 @@ def test_dropout_of_the_family_keeps_examples_apart(family: str, attached: Calla
     preflight(t.model.train(), t.loss, t.batch)
 
 
+@pytest.mark.parametrize(("name", "family"), MATRIX)
+def test_only_the_models_own_matrices_are_held(name: str, family: str, task: Callable[..., Any]) -> None:
+    """What a method brought is released as it is, frozen or not."""
+    t, m = task(family, pooled=name in POOLED), method(name)
+    t.model.float()
+    own = {id(p) for p in t.model.parameters()}
+    attach(t.model, m, train=t.heads)
+    hold_frozen(t.model, torch.bfloat16)
+    held = [p for p in t.model.parameters() if p.dtype == torch.bfloat16]
+    assert held or name in ("full", "bitfit", "dsee pruned")  # everything trains; every bias; every weight has a mask
+    assert all(id(p) in own and not p.requires_grad for p in held)
+
+
 @pytest.mark.parametrize(("name", "family"), [cell for cell in CELLS if cell.values[0] in ("lora", "prompt", "norms")])
 def test_the_preflight_proves_held_matrices_too(name: str, family: str, attached: Callable[..., Any]) -> None:
     """A5: it learns in a forward pass which tensors hold examples, in float32 as well, where matrices are widened."""

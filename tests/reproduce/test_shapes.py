@@ -158,6 +158,7 @@ def test_frozen_matrices_take_half_in_bfloat16() -> None:
     assert saved('method={name="head"}', 2_000) == pytest.approx(2 * shape.block_weights, rel=0.02)
     last = round(2 * block)
     assert saved('method={name="last-k",k=2}', last) == pytest.approx(2 * (shape.block_weights - last), rel=0.1)
+    assert saved('method={name="bitfit"}', 300_000) < 0.1 * shape.weights
     assert saved('method={name="full"}', shape.weights) < 0.3 * shape.weights
 
 
