@@ -15,6 +15,7 @@ from dpft.engine.clipping import total_sq_norm
 from dpft.engine.collect import checked, collect
 from dpft.engine.guard import frozen_digest
 from dpft.engine.padding import check_padding
+from dpft.engine.recompute import recomputing
 from dpft.errors import DpftError, InputError, NoRuleError, OneAtATime, PrivacyError
 from dpft.per_sample import Form, Uses, per_example_gradients
 from dpft.per_sample.batches import examples_in, mapped, take
@@ -74,7 +75,8 @@ def _prove(model: nn.Module, loss: Loss, batch: Any, compute: torch.dtype) -> Us
         many = telling_number(model, batch)
         for dtype in {torch.float32, compute}:
             try:
-                collect(model, loss, repeated(batch, many), expected=many, uses=uses, compute=dtype)
+                with recomputing(model):  # of all batches here the largest
+                    collect(model, loss, repeated(batch, many), expected=many, uses=uses, compute=dtype)
             except PrivacyError as error:  # whether it is the loss or the capture the plain passes will show
                 raise NoRuleError(str(error)) from error
         uses.learning = False

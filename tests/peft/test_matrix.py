@@ -21,7 +21,7 @@ from torch import Tensor, nn
 import dpft
 from dpft.engine.collect import collect
 from dpft.engine.preflight import preflight
-from dpft.errors import InputError
+from dpft.errors import InputError, OneAtATime
 from dpft.models.held import hold_frozen
 from dpft.peft import attach, merge
 from dpft.peft.method import Method
@@ -264,6 +264,23 @@ def test_the_preflight_proves_held_matrices_too(name: str, family: str, attached
     assert any(p.dtype == torch.bfloat16 for p in t.model.parameters())
     batch = {k: v.float() if v.is_floating_point() else v for k, v in t.batch.items()}
     assert not preflight(t.model, t.loss, batch, torch.bfloat16).alone
+
+
+@pytest.mark.parametrize(("name", "family"), [cell for cell in CELLS if cell.values[0] in ("lora", "prefix", "full")])
+def test_the_preflight_learns_under_activation_checkpointing(
+    name: str, family: str, attached: Callable[..., Any]
+) -> None:
+    """A7: layers recompute although the preflight is in eval mode, and what it learns holds in training."""
+    t, _ = attached(name, family)
+    t.model.train()
+    if family == "mpnet":
+        pytest.skip("transformers has no activation checkpointing for it")
+    t.model.activation_checkpointing_enable()
+    if (name, family) == ("full", "deberta-v2"):  # what all its layers share is computed anew within each
+        with pytest.warns(OneAtATime):
+            assert preflight(t.model, t.loss, t.batch).alone
+    else:
+        assert not preflight(t.model, t.loss, t.batch).alone
 
 
 def test_every_method_has_a_row() -> None:
