@@ -4,8 +4,9 @@
     python benchmarks/overhead.py --models MiniLM --check      # fails where a ratio is above its limit
 
 Random weights, since neither depends on them; the quickstart's sentences about the median length. The two steps take
-turns in every round on the same micro-batch, after their gradients were compared with one record at a time; memory is
-the peak of a process of its own. ``recompute`` is activation checkpointing. Each finished line is kept in
+turns in every round on the same micro-batch, after their gradients were compared with one record at a time. Memory is
+the peak of a process of its own, and within it what tensors take, the preflight among both. ``recompute`` is activation
+checkpointing. Each finished line is kept in
 ``results/overhead.jsonl``; with ``--write`` lines that stand there are not measured again. ``--check`` compares the
 medians with the goals, with some room for a noisy machine: ratios alone, never absolute times.
 """
@@ -50,7 +51,9 @@ _SIZES = {"random_batches": False, "physical": 64, "logical": 800, "logical_roun
 
 @dataclass(frozen=True)
 class Case:
-    """One line; everything before ``times`` says which. Ratios of each round, private over ordinary."""
+    """One line; everything before ``times`` says which. Ratios of each round, private over ordinary.
+
+    ``megabytes`` above the model at the peak of the process, ``tensors`` of them; each ordinary, private."""
 
     model: str
     method: str
@@ -60,15 +63,17 @@ class Case:
     times: tuple[float, ...] = ()
     milliseconds: tuple[float, float] = (0.0, 0.0)  # ordinary, private
     megabytes: tuple[float, float] = (0.0, 0.0)
+    tensors: tuple[float, float] = (0.0, 0.0)
 
     @property
     def key(self) -> str:
         return "|".join((self.model, self.method, self.dtype, str(self.recompute)))
 
     @property
-    def ratios(self) -> tuple[float, float]:
-        """Time and memory."""
-        return statistics.median(self.times), self.megabytes[1] / self.megabytes[0]
+    def ratios(self) -> tuple[float, float, float]:
+        """Time, memory and tensors."""
+        ordinary, private = zip(self.megabytes, self.tensors, strict=True)
+        return statistics.median(self.times), private[0] / ordinary[0], private[1] / ordinary[1]
 
     @property
     def limits(self) -> tuple[float, float]:
@@ -120,12 +125,13 @@ def _measure(asked: Case, options: Namespace) -> Case:
             raise SystemExit(f"{asked.key} can't run: {failed}")
         times = interleaved({kind: load.held_to({}, kind) for kind in load.kinds}, load.rounds)
     ordinary, private = (times[kind.name] for kind in load.kinds)
-    memory = [weighed_elsewhere(load, kind.name)["above"] for kind in load.kinds]
+    memory = [weighed_elsewhere(load, kind.name) for kind in load.kinds]
     return replace(
         asked,
         times=tuple(paired(private, ordinary)),
         milliseconds=(1000 * statistics.median(ordinary), 1000 * statistics.median(private)),
-        megabytes=(memory[0], memory[1]),
+        megabytes=(memory[0]["above"], memory[1]["above"]),
+        tensors=(memory[0]["tensors"], memory[1]["tensors"]),
     )
 
 
@@ -155,11 +161,12 @@ def _weigh(which: str, options: Namespace) -> dict[str, float]:
 def report(found: Sequence[Case]) -> str:
     columns = ["model", "method", "type", "recompute", "ms, ordinary", "ms, private", "time, private / ordinary"]
     columns += ["MB above the model, ordinary", "private", "memory, private / ordinary"]
+    columns += ["MB of tensors, ordinary", "private", "tensors, private / ordinary"]
     return heading("Private over ordinary, on public shapes") + "\n" + table(columns, [_line(case) for case in found])
 
 
 def _line(case: Case) -> list[str]:
-    time, memory = case.ratios
+    time, memory, tensors = case.ratios
     spread = f"{time:.2f} ({min(case.times):.2f} to {max(case.times):.2f})"
     return [
         case.model,
@@ -170,6 +177,8 @@ def _line(case: Case) -> list[str]:
         spread,
         *(f"{mb:.0f}" for mb in case.megabytes),
         f"{memory:.2f}",
+        *(f"{mb:.0f}" for mb in case.tensors),
+        f"{tensors:.2f}",
     ]
 
 
@@ -177,7 +186,8 @@ def above(found: Sequence[Case]) -> str:
     """What is above its limit and the room beside it, in words; empty where nothing is."""
     said = []
     for case in found:
-        for what, ratio, limit in zip(("time", "memory"), case.ratios, case.limits, strict=True):
+        limits = (*case.limits, case.limits[1])
+        for what, ratio, limit in zip(("time", "memory", "tensors"), case.ratios, limits, strict=True):
             if ratio > limit + ROOM:
                 said.append(f"{case.key}: {what} {ratio:.2f}, limit {limit:.2f} + {ROOM:.2f}")
     return "\n".join(said)

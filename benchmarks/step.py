@@ -16,6 +16,7 @@ import statistics
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from agreement import DisagreementError, check
+from alive import most_alive
 from common import Records, elsewhere, heading, load_records, middle_and_range, peak_memory, publish, reset_peak, table
 from matplotlib.figure import Figure
 from peers import BASELINES, LOGICAL, MICRO, OPACUS
@@ -222,16 +224,18 @@ def weighed_elsewhere(load: Workload, name: str, physical: int | None = None) ->
 
 
 def weigh(loads: Sequence[Workload], which: str) -> dict[str, float]:
-    """MB at the peak of two steps, and how much of it came on top of what the built model held."""
+    """MB at the peak of two steps, how much of it came on top of what the built model held, and tensors' part in it."""
     key, dtype, name = which.split(":")
     load = next(x for x in loads if x.key == key and _name(x.task.compute) == dtype)
-    variant = next(kind for kind in load.kinds if kind.name == name)(load.task)
-    before = reset_peak()
-    variant.step()
-    variant.step()
-    peak = peak_memory()
-    variant.close()
-    return {"above": peak - before, "peak": peak}
+    kind = next(kind for kind in load.kinds if kind.name == name)
+    with closing(kind(load.task)) as variant:
+        before = reset_peak()
+        variant.step()
+        variant.step()
+        peak = peak_memory()
+    with closing(kind(load.task)) as variant:
+        tensors = most_alive(variant.step, times=2)
+    return {"above": peak - before, "peak": peak, "tensors": tensors}
 
 
 def _name(dtype: torch.dtype) -> str:

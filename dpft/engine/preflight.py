@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -174,20 +175,28 @@ def _compare(grads: Mapping[str, Form], truth: Mapping[str, Tensor]) -> None:
 def _same(found: Mapping[str, Form], truth: Mapping[str, Tensor], share: float = 1.0) -> float:
     """Raise unless the gradients agree within ``share`` of the tolerance; returns the relative error allowed.
 
-    One parameter's dense gradients at a time: of all weights of a model they take more memory than its training."""
+    Of one parameter and one example at a time: dense, all together take more memory than training does."""
     tolerance = share * tolerance_of(truth)
     overall = sq_norms(truth).sum().sqrt()
     for name, g in truth.items():
         # A gradient that is zero in exact arithmetic (a key's bias) is compared on the scale of the others.
         scale = squares(g).sum().sqrt() + 1e-3 * overall
-        dense = found[name].dense()
-        if dense.shape != g.shape or not bool(squares(dense, g).sum().sqrt() <= tolerance * scale):
+        if not _difference(found[name], g) <= tolerance * scale:
             raise PrivacyError(
                 f"The gradient of {name} in a batch differs from the same example's gradient alone: examples are "
                 "coupled (batch statistics, in-batch negatives, a mean over the batch) or their axis is lost. "
                 "Change the module that mixes them, or freeze this parameter."
             )
     return tolerance
+
+
+def _difference(form: Form, truth: Tensor) -> float:
+    """The norm of what dense gradients [B, ...] differ by; infinite where their shapes do."""
+    total = 0.0 if form.batch == len(truth) else math.inf
+    for i in range(len(truth)):
+        one, dense = truth[i : i + 1], form.part(slice(i, i + 1)).dense()
+        total += float(squares(dense, one)) if dense.shape == one.shape else math.inf
+    return math.sqrt(total)
 
 
 def tolerance_of(gradients: Mapping[str, Tensor]) -> float:

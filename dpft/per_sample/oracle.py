@@ -48,7 +48,7 @@ def squares(g: Tensor, less: Tensor | None = None) -> Tensor:
     One example after the other: in float64 all of them together would take twice their memory again."""
     found = g.new_zeros(len(g), dtype=torch.float64)
     for i in range(len(g)):
-        row = g[i].double() if less is None else torch.sub(g[i].double(), less[i])
+        row = g[i].double() if less is None else g[i].to(torch.float64, copy=True).sub_(less[i])
         found[i] = torch.dot(row.flatten(), row.flatten())
         del row
     return found
