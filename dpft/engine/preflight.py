@@ -76,7 +76,7 @@ def _prove(model: nn.Module, loss: Loss, batch: Any, compute: torch.dtype) -> Us
         many = telling_number(model, batch)
         for dtype in {torch.float32, compute}:
             try:
-                with recomputing(model):  # of all batches here the largest
+                with recomputing(model):
                     collect(model, loss, repeated(batch, many), expected=many, uses=uses, compute=dtype)
             except PrivacyError as error:  # whether it is the loss or the capture the plain passes will show
                 raise NoRuleError(str(error)) from error
@@ -84,7 +84,8 @@ def _prove(model: nn.Module, loss: Loss, batch: Any, compute: torch.dtype) -> Us
         truth = per_example_gradients(model, loss, batch)
         for rows in (slice(0, B), slice(0, 1)):
             part = take(batch, rows)
-            grads, losses = collect(model, loss, part, expected=examples_in(part), uses=uses)
+            with recomputing(model):
+                grads, losses = collect(model, loss, part, expected=examples_in(part), uses=uses)
             _none_missing(model, grads)
             _check_losses(model, loss, part, losses)
             _compare(grads, {name: g[rows] for name, g in truth.items()})
