@@ -16,6 +16,7 @@ from dpft.engine.plan import plan
 from dpft.models.held import hold_frozen
 from dpft.models.losses import classification_loss
 from dpft.models.precision import attention_for
+from dpft.models.recompute import recompute
 from dpft.run import build_model
 from dpft.schedule import build_optimizer
 
@@ -26,6 +27,8 @@ def private_engine(records: Records, *, batch: int, sample_rate: float, steps: i
     recipe, compute = records.recipe, compute_of(records.recipe)
     model, _ = build_model(recipe, records.source, attention_for(compute, torch.device("cpu")))
     hold_frozen(model, compute)
+    if recipe.train.recompute:
+        recompute(model.encoder)
     made = plan(
         delta=recipe.privacy.delta,
         sample_rate=sample_rate,

@@ -76,13 +76,15 @@ def report(sampled: dict[tuple[int, int], Drawn]) -> str:
         f"{STEPS:,} steps",
         "GB, in float32",
         "in bfloat16",
+        "recomputed: one step",
+        "GB, in bfloat16",
     ]
     lines = [_line(name, shape, recipe) for name, shape in SHAPES.items()]
     return (
         heading("Scale")
         + f"\n## Drawing a Poisson sample\n\n{table(sizes, rows)}\n\n## Large models, reckoned\n\n"
         + f"- {BATCH:,} records of {LENGTH} tokens a step, LoRA on query and value, micro-batches of "
-        f"{recipe.train.token_budget} tokens, no cache, no activation checkpointing\n"
+        f"{recipe.train.token_budget} tokens, no cache; the last two columns with activation checkpointing\n"
         f"- supposed of {GPU.name}: {GPU.bfloat16:.3g} operations a second in bfloat16; a model larger than one card's "
         "memory needs to be split, which dpft does not do by itself\n\n" + table(columns, lines)
     )
@@ -92,7 +94,8 @@ def _line(name: str, shape: Shape, recipe: Recipe) -> list[str]:
     trained = trained_numbers(recipe, shape)
     found = work(recipe, shape, STEPS, trained)
     seconds = found.on(GPU, "auto").seconds
-    wide = recipe.model_copy(update={"train": recipe.train.model_copy(update={"precision": "float32"})})
+    wide, again = (_train(recipe, **change) for change in ({"precision": "float32"}, {"recompute": True}))
+    recomputed = work(again, shape, STEPS, trained)
     return [
         name,
         f"{shape.weights / 1e9:.1f}e9",
@@ -101,7 +104,13 @@ def _line(name: str, shape: Shape, recipe: Recipe) -> list[str]:
         in_words(seconds),
         f"{work(wide, shape, STEPS, trained).bytes / 1e9:.0f}",
         f"{found.bytes / 1e9:.0f}",
+        in_words(recomputed.on(GPU, "auto").seconds / STEPS),
+        f"{recomputed.bytes / 1e9:.0f}",
     ]
+
+
+def _train(recipe: Recipe, **change: object) -> Recipe:
+    return recipe.model_copy(update={"train": recipe.train.model_copy(update=change)})
 
 
 def _options() -> argparse.Namespace:

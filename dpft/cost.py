@@ -131,6 +131,7 @@ def work(recipe: Recipe, shape: Shape, steps: int, trained: int) -> Work:
     T, batch = tokens(recipe.data, shape), recipe.privacy.expected_batch
     records = round(batch * steps * (ROWS.get(recipe.data.path, 1.0) if recipe.data.group else 1.0))
     forward, backward = _passes(recipe, shape, records, steps)
+    forward += backward if recipe.train.recompute else 0.0
     language = recipe.data.task in LANGUAGE_TASKS
     token = 2.0 * shape.block_weights + 4.0 * T * shape.width * shape.layers
     if language:
@@ -176,7 +177,9 @@ def _bytes(recipe: Recipe, shape: Shape, T: int, trained: int, *, factored: bool
     number = "float32" if recipe.train.precision == "float32" else "bfloat16"
     if number == "bfloat16" and recipe.method.name != "bitfit":  # frozen matrices are held in it, if no bias trains
         fixed -= 2.0 * (shape.block_weights - (min(trained, shape.block_weights) if factored else 0))
-    activations = budget * shape.layers * (_ACTIVATION[number] * shape.width + 8.0 * shape.heads * T)
+    block = budget * (_ACTIVATION[number] * shape.width + 8.0 * shape.heads * T)
+    entering = 4.0 * budget * shape.width
+    activations = block + shape.layers * entering if recipe.train.recompute else shape.layers * block
     if recipe.data.task in LANGUAGE_TASKS:
         activations += 12.0 * budget * shape.vocabulary  # logits, their logarithms, their gradient
     forms = 4.0 * budget / max(T, 1) * min(trained, T * _sides(shape))

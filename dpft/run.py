@@ -31,6 +31,7 @@ from dpft.models.build import TaskModel, task_model
 from dpft.models.can_write import check_writing
 from dpft.models.held import hold_frozen
 from dpft.models.precision import attention_for, compute_dtype
+from dpft.models.recompute import recompute
 from dpft.models.source import ModelSource, pinned, resolve
 from dpft.paid_mask import check_mask_steps, choose_mask
 from dpft.peft.method import Method
@@ -91,6 +92,8 @@ def run(recipe: Recipe, folder: Path, *, resume: bool = False, watch: Watch | No
     if start:
         method = start.apply(model, method, source)
     hold_frozen(model, compute)
+    if recipe.train.recompute:
+        recompute(model.encoder)
     model.to(device)
     source = pinned(source, model.encoder)
     task = task_of(recipe.data, tokenizer_of(recipe.model, source), model, recipe.train.label_smoothing)

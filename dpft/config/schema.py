@@ -58,6 +58,11 @@ class TrainSection(Section):
         default="auto",
         description="number type of the matrix products; auto = bfloat16 where the hardware has it",
     )
+    recompute: bool = Field(
+        default=False,
+        description="run layers again in the backward pass, in place of keeping what they made: half as much time "
+        "again, a fraction of the memory (activation checkpointing)",
+    )
     checkpoint_every: int = Field(default=10, ge=0, le=10**12, description="steps between checkpoints; 0 = never")
     label_smoothing: float = Field(
         default=0.0, ge=0, lt=1, description="the share of a target token's probability spread over all tokens"
@@ -163,6 +168,13 @@ class Recipe(Section):
             raise wrong(
                 "cache", f'not for data.task = "{self.data.task}", which reads every token; leave the table out'
             )
+        return self
+
+    @model_validator(mode="after")
+    def _something_is_recomputed(self) -> Self:
+        if self.train.recompute and (self.cache is not None or self.method.name == "lst"):
+            reason = "with [cache]" if self.cache is not None else 'with method.name = "lst"'
+            raise wrong("train.recompute", f"{reason} the pretrained layers keep nothing anyway; leave it out")
         return self
 
     @model_validator(mode="after")

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dpft.errors import PrivacyError
 from dpft.models.precision import products_in
+from dpft.models.recompute import recomputing
 from dpft.per_sample import Dense, Form, Uses, capture
 from dpft.per_sample.batches import examples_in, take
 from dpft.per_sample.capture import trainable
@@ -28,7 +29,8 @@ def collect(
     """Per-example gradients and losses [B] of one micro-batch of ``expected`` examples.
 
     ``uses`` is what the preflight learnt about the model. ``compute`` = bfloat16 runs the matrix products of the
-    forward and backward pass in that type (autocast). Raises :class:`PrivacyError` unless collate and loss both
+    forward and backward pass in that type (autocast). Layers under activation checkpointing recompute in either mode.
+    Raises :class:`PrivacyError` unless collate and loss both
     kept exactly one entry per example."""
     B = examples_in(batch)
     if expected != B:
@@ -36,7 +38,7 @@ def collect(
     if uses is not None and uses.alone:
         return _alone(model, loss, batch, compute)
     device = next(iter(trainable(model).values())).device
-    with capture(model, examples=B, uses=uses) as grads:
+    with recomputing(model), capture(model, examples=B, uses=uses) as grads:
         with products_in(compute, device):
             losses = checked(loss(model, batch), B)
         if not losses.requires_grad:

@@ -19,6 +19,7 @@ from dpft.engine.microbatch import Collate, Length, LogicalBatch, cut, narrow_on
 from dpft.engine.plan import Plan
 from dpft.engine.sampler import poisson_sample
 from dpft.models.precision import products_in
+from dpft.models.recompute import recomputing
 from dpft.per_sample.batches import to_device
 from dpft.per_sample.oracle import Loss
 
@@ -73,9 +74,10 @@ class OrdinaryEngine(AbstractContextManager["OrdinaryEngine"]):
             p.grad = torch.zeros_like(p)
         for piece in cut(range(len(lengths)), lengths, self._budget, narrow=narrow_on(self._device.type)):
             tensors = to_device(batch.collate([batch.examples[i] for i in piece]), self._device)
-            with products_in(self._compute, self._device):
-                losses: Tensor = self._loss(self.model, tensors)
-            (losses.sum() / len(lengths)).backward()  # type: ignore[no-untyped-call]
+            with recomputing(self.model):
+                with products_in(self._compute, self._device):
+                    losses: Tensor = self._loss(self.model, tensors)
+                (losses.sum() / len(lengths)).backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         for p in self._guard.params.values():
             p.grad = None

@@ -16,7 +16,6 @@ from dpft.engine.clipping import total_sq_norm
 from dpft.engine.collect import checked, collect
 from dpft.engine.guard import frozen_digest
 from dpft.engine.padding import check_padding
-from dpft.engine.recompute import recomputing
 from dpft.errors import DpftError, InputError, NoRuleError, OneAtATime, PrivacyError
 from dpft.per_sample import Form, Uses, per_example_gradients
 from dpft.per_sample.batches import examples_in, mapped, take
@@ -76,16 +75,14 @@ def _prove(model: nn.Module, loss: Loss, batch: Any, compute: torch.dtype) -> Us
         many = telling_number(model, batch)
         for dtype in {torch.float32, compute}:
             try:
-                with recomputing(model):
-                    collect(model, loss, repeated(batch, many), expected=many, uses=uses, compute=dtype)
+                collect(model, loss, repeated(batch, many), expected=many, uses=uses, compute=dtype)
             except PrivacyError as error:  # whether it is the loss or the capture the plain passes will show
                 raise NoRuleError(str(error)) from error
         uses.learning = False
         truth = per_example_gradients(model, loss, batch)
         for rows in (slice(0, B), slice(0, 1)):
             part = take(batch, rows)
-            with recomputing(model):
-                grads, losses = collect(model, loss, part, expected=examples_in(part), uses=uses)
+            grads, losses = collect(model, loss, part, expected=examples_in(part), uses=uses)
             _none_missing(model, grads)
             _check_losses(model, loss, part, losses)
             _compare(grads, {name: g[rows] for name, g in truth.items()})

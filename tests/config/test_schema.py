@@ -271,6 +271,11 @@ def test_a_near_choice_is_suggested() -> None:
     assert message(bent("optimizer.name", "adamm")).endswith('did you mean "adam"?')
 
 
+@pytest.mark.parametrize("other", [{"cache": {}}, {"method": {"name": "lst"}}])
+def test_nothing_is_recomputed_that_is_not_kept(other: dict[str, object]) -> None:
+    assert message({**bent("train.recompute", True), **other}).startswith("train.recompute: ")
+
+
 class _Other(Section):
     name: Literal["other"]
     width: int = Field(description="a width")

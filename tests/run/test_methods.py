@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import dpft
 from dpft.config import OptimizerSection
@@ -57,6 +58,28 @@ def test_a_recipe_with_any_method_runs(name: str, place: Any) -> None:
     assert f'name = "{name}"' in (place.run / "run.toml").read_text()
     loaded = dpft.load(place.run / "adapter", base=str(place.folder / "bert"))
     assert sum(p.numel() for p in loaded.parameters() if p.requires_grad) == count + HEAD
+
+
+@pytest.mark.parametrize("enabled", ["true", "false"])
+def test_activations_are_recomputed_in_every_pass_of_training(
+    enabled: str, place: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A7: without dropout too, and in the twin without privacy."""
+    recomputed = []
+
+    def counting(*args: Any, **kwargs: Any) -> Any:
+        recomputed.append(torch.is_grad_enabled())
+        return checkpoint(*args, **kwargs)
+
+    monkeypatch.setattr("transformers.modeling_utils.checkpoint", counting)
+    sets = ("--set", f"privacy.enabled={enabled}", "--set", "privacy.steps=3")
+    assert place.dpft("run", "tiny.toml", *sets, "--out", str(place.folder / "kept")).code == 0
+    assert not recomputed
+    answer = place.dpft("run", "tiny.toml", *sets, "--set", "train.recompute=true")
+    assert answer.code == 0, answer.err
+    assert recomputed
+    assert all(recomputed)
+    assert "recompute = true" in (place.run / "run.toml").read_text()
 
 
 def test_what_raft_learnt_is_drawn_in_the_report(place: Any) -> None:

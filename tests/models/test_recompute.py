@@ -9,10 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
-from transformers import BertConfig, BertModel, GPT2Config, GPT2Model
+from transformers import BertConfig, BertModel, GPT2Config, GPT2Model, MPNetConfig, MPNetModel
 
+from dpft.engine.collect import collect
 from dpft.engine.preflight import preflight
-from dpft.engine.recompute import recomputing
+from dpft.errors import InputError
+from dpft.models.recompute import recompute, recomputing
 
 IDS = torch.tensor([[1, 2, 3, 3, 7, 6], [4, 5, 1, 0, 2, 2], [8, 8, 8, 8, 1, 3]])
 LAYERS = 3
@@ -63,6 +65,28 @@ def test_every_layer_runs_again_without_dropout(build: Callable[[], nn.Module], 
     for (name, p), g in zip(model.named_parameters(), truth, strict=True):
         assert p.grad is not None, name
         torch.testing.assert_close(p.grad, g, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("build", [bert, gpt2])
+def test_private_gradients_are_the_same(build: Callable[[], nn.Module]) -> None:
+    """In eval mode, in which a run trains unless dropout is asked for."""
+    torch.manual_seed(0)
+    model: Any = build().eval()
+    uses = preflight(model, losses, IDS)
+    plain, _ = collect(model, losses, IDS, expected=3, uses=uses)
+    recompute(model)
+    modes = watched(model)
+    again, _ = collect(model, losses, IDS, expected=3, uses=uses)
+    assert modes == [False] * (2 * LAYERS)
+    assert again.keys() == plain.keys()
+    for name, form in plain.items():
+        torch.testing.assert_close(again[name].dense(), form.dense(), rtol=1e-5, atol=1e-7)
+
+
+def test_a_model_without_such_layers_is_refused() -> None:
+    sizes = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8, "vocab_size": 9}
+    with pytest.raises(InputError, match=r"found MPNetModel.*leave train.recompute out"):
+        recompute(MPNetModel(MPNetConfig(**sizes, num_hidden_layers=1)))
 
 
 @pytest.mark.parametrize("train", [False, True])

@@ -1,6 +1,7 @@
-"""Transformers' activation checkpointing, which a model leaves off in eval mode, kept on there.
+"""Activation checkpointing: layers that keep nothing and run again in the backward pass; in eval mode too.
 
-The preflight runs in eval mode, so that dropout is off. What fits into memory in training has to fit there too.
+A model of transformers does so in train mode alone, since only then it means to train. Here a model trains in the mode
+it is given in, eval mode unless dropout is asked for, and the preflight is in eval mode whatever comes after it.
 """
 
 from __future__ import annotations
@@ -11,25 +12,43 @@ from typing import Any
 
 from torch import nn
 
+from dpft.errors import InputError
+
+
+def recompute(encoder: Any) -> None:
+    """Tell the layers of a pretrained model to keep no activations. Half as much time again, a fraction of the memory.
+
+    Errors: :class:`InputError` where transformers has no such layers for it."""
+    if not getattr(encoder, "supports_gradient_checkpointing", False):
+        raise InputError(
+            f"Expected a model that can recompute its activations for train.recompute, found {type(encoder).__name__}, "
+            "for which transformers has no activation checkpointing; leave train.recompute out."
+        )
+    encoder.activation_checkpointing_enable({"use_reentrant": False})
+
 
 @contextmanager
 def recomputing(model: nn.Module) -> Iterator[None]:
-    """Layers that were told to recompute (``activation_checkpointing_enable``) do so here, in their present mode.
+    """Layers that were told to recompute do so here, each in its present mode.
 
-    No keys are cached meanwhile, as in training: a layer that runs twice would hold them twice. Nothing changes for a
-    model without such layers, and all is put back."""
+    No keys are cached meanwhile: a layer that runs twice would hold them twice. Nothing changes for a model without
+    such layers, and all is put back."""
     from transformers.modeling_layers import GradientCheckpointingLayer  # late: it takes a second
 
     layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer) and m.gradient_checkpointing]
-    configs = [c for m in model.modules() if getattr(c := getattr(m, "config", None), "use_cache", False)]
     with ExitStack() as changed:
         for layer in layers:
             function = _in_mode(layer, layer.training, layer._gradient_checkpointing_func)
             changed.enter_context(_set(layer, "_gradient_checkpointing_func", function))
             changed.enter_context(_set(layer, "training", True))  # without which it does not recompute
-        for config in configs if layers else ():
+        for config in _caching(model) if layers else ():
             changed.enter_context(_set(config, "use_cache", False))
         yield
+
+
+def _caching(model: nn.Module) -> Iterator[Any]:
+    configs = (getattr(m, "config", None) for m in model.modules())
+    return (config for config in configs if getattr(config, "use_cache", False))
 
 
 def _in_mode(layer: nn.Module, training: bool, recompute: Callable[..., Any]) -> Callable[..., Any]:
