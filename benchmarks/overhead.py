@@ -3,13 +3,12 @@
     python benchmarks/overhead.py --write
     python benchmarks/overhead.py --models MiniLM --check      # fails where a ratio is above its limit
 
-Random weights, since neither depends on them; the quickstart's sentences about the median length, for MiniLM as many as a
-run of the quickstart has in a micro-batch, for larger models fewer, which takes them hours less. The two steps take
-turns in every round on the same micro-batch, after their gradients were compared with one record at a time. Memory is
-the peak of a process of its own, and within it what tensors take, the preflight among both. ``recompute`` is activation
-checkpointing. Each finished line is kept in
-``results/overhead.jsonl``; with ``--write`` lines that stand there are not measured again. ``--check`` compares the
-medians with the goals, with some room for a noisy machine: ratios alone, never absolute times.
+Random weights, since neither depends on them; the quickstart's sentences about the median length, for MiniLM as many as
+the quickstart has in a micro-batch, for larger models fewer, which saves hours. The two steps take turns in every round
+on the same micro-batch, after their gradients were compared with one record at a time. Memory is the peak of a process
+of its own, and within it what tensors take, the preflight among both. ``recompute`` is activation checkpointing. Each
+finished line is kept in ``results/overhead.jsonl``; with ``--write`` lines that stand there are not measured again.
+``--check`` compares the medians with the goals, with some room for a noisy machine: ratios alone, never absolute times.
 """
 
 from __future__ import annotations
