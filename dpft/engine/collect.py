@@ -30,8 +30,7 @@ def collect(
 
     ``uses`` is what the preflight learnt about the model. ``compute`` = bfloat16 runs the matrix products of the
     forward and backward pass in that type (autocast). Layers under activation checkpointing recompute in either mode.
-    Raises :class:`PrivacyError` unless collate and loss both
-    kept exactly one entry per example."""
+    Raises :class:`PrivacyError` unless collate and loss both kept exactly one entry per example."""
     B = examples_in(batch)
     if expected != B:
         raise PrivacyError(f"Expected collate to keep {expected} examples apart, found a leading dimension of {B}.")
