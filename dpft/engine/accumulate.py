@@ -112,8 +112,8 @@ class Accumulator:
         again or left out, and noise is still drawn once."""
         if max(len(piece) for piece in waiting) == 1:
             raise TrainingError(
-                "A single example does not fit in memory: shorten data.max_length or use a smaller model. "
-                "The step is charged."
+                "A single example does not fit in memory: shorten data.max_length, set train.recompute or use a "
+                "smaller model. The step is charged."
             ) from error
         self.budget.halve()
         return self._again(waiting, lengths)

@@ -16,7 +16,7 @@ from dpft.engine.clipping import total_sq_norm
 from dpft.engine.collect import checked, collect
 from dpft.engine.guard import frozen_digest
 from dpft.engine.padding import check_padding
-from dpft.errors import DpftError, InputError, NoRuleError, OneAtATime, PrivacyError
+from dpft.errors import DpftError, InputError, NoRuleError, OneAtATime, PrivacyError, TrainingError
 from dpft.per_sample import Form, Uses, per_example_gradients
 from dpft.per_sample.batches import examples_in, mapped, take
 from dpft.per_sample.capture import trainable
@@ -56,7 +56,10 @@ def preflight(model: nn.Module, loss: Loss, batch: Any, compute: torch.dtype = t
             raise
         except Exception as error:  # it may lie with the capture; if not, it comes again in the plain passes
             if out_of_memory(error):
-                raise
+                raise TrainingError(
+                    "A few synthetic examples as long as a record do not fit in memory: shorten data.max_length, set "
+                    "train.recompute (in code: model.activation_checkpointing_enable()) or use a smaller model."
+                ) from error
             uses = Uses(alone=True)
             _prove_alone(
                 model, loss, batch, f"{type(error).__name__} ({str(error).strip().partition(chr(10))[0]:.200})"

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
 from transformers import BertConfig, BertModel, GPT2Config, GPT2Model, MPNetConfig, MPNetModel
 
 from dpft.engine.collect import collect
@@ -105,26 +104,3 @@ def test_a_model_that_was_not_told_to_keeps_its_activations() -> None:
     with recomputing(model):
         losses(model, IDS).sum().backward()
     assert len(modes) == LAYERS
-
-
-def test_the_preflight_keeps_less_than_without() -> None:
-    """What its largest batch keeps for the backward pass, in elements."""
-    kept = []
-    for told in (False, True):
-        model: Any = made(bert) if told else bert()
-        for name, p in model.named_parameters():
-            p.requires_grad_("query" in name)
-        most = 0
-
-        def keep(t: Tensor) -> Tensor:
-            nonlocal most
-            most += t.numel()
-            return t
-
-        def loss(model: nn.Module, ids: Tensor, keep: Callable[[Tensor], Tensor] = keep) -> Tensor:
-            with saved_tensors_hooks(keep, lambda t: t):
-                return losses(model, ids)
-
-        preflight(model.train(), loss, IDS)
-        kept.append(most)
-    assert kept[1] < kept[0]
