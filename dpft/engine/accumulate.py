@@ -103,7 +103,8 @@ class Accumulator:
         )
         if not len(grads):
             return {}, torch.zeros(len(piece), device=self.device), losses
-        forms = grads if self.scale is None else scaled(grads, self.scale)
+        forms = dict(grads) if self.scale is None else scaled(grads, self.scale)
+        del grads  # which would hold every form until the last sum is made
         sums, sq = clipped_sum(forms, self.bound, self.clipping)
         return sums, sq, losses
 

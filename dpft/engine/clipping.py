@@ -45,15 +45,15 @@ def scaled(forms: Mapping[str, Form], scale: Mapping[str, Tensor]) -> dict[str, 
 
 @torch.no_grad()
 @full_precision()
-def clipped_sum(
-    forms: Mapping[str, Form], bound: float, clipping: Clipping = "flat"
-) -> tuple[dict[str, Tensor], Tensor]:
+def clipped_sum(forms: dict[str, Form], bound: float, clipping: Clipping = "flat") -> tuple[dict[str, Tensor], Tensor]:
     """``sum_b G_b f(|G_b|)`` for each parameter, f being :func:`clip_factors`, and the squared norms [B] (private).
 
-    An example with any non-finite coordinate counts as zero, in every parameter, before the sum."""
+    An example with any non-finite coordinate counts as zero, in every parameter, before the sum. ``forms`` is emptied:
+    the memory of each goes as its sum comes."""
     sq = total_sq_norm(forms)
     factors = clip_factors(sq, bound, clipping)
     finite = torch.isfinite(sq)
     if not bool(finite.all()):
-        forms = {name: form.keep(finite) for name, form in forms.items()}
-    return {name: form.weighted_sum(factors) for name, form in forms.items()}, sq
+        for name in forms:
+            forms[name] = forms[name].keep(finite)
+    return {name: forms.pop(name).weighted_sum(factors) for name in list(forms)}, sq

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from dpft.engine.clipping import clip_factors, clipped_sum, scaled
 from dpft.engine.collect import collect
-from dpft.per_sample import Dense, per_example_gradients
+from dpft.per_sample import Dense, Form, per_example_gradients
 from dpft.per_sample.batches import examples_in, take
 from dpft.per_sample.oracle import clipped_sum as true_clipped_sum
 
@@ -33,7 +34,7 @@ def without(batch: Any, i: int) -> Any:
 
 def one_piece(model: nn.Module, loss: Loss, part: Any, bound: float) -> Tensor:
     grads, _ = collect(model, loss, part, expected=examples_in(part))
-    return flat(clipped_sum(grads, bound)[0])
+    return flat(clipped_sum(dict(grads), bound)[0])
 
 
 def every_split(model: nn.Module, loss: Loss, batch: Any, bound: float) -> list[Tensor]:
@@ -111,6 +112,30 @@ def test_example_that_is_huge_everywhere_is_clipped_once_over_all_parameters() -
     sums, sq = clipped_sum({name: f.keep(torch.tensor([True, False])) for name, f in forms.items()}, 0.7)
     assert float(flat(sums).norm()) == pytest.approx(0.7, rel=1e-6)
     assert sq.tolist() == [pytest.approx(27e12), 0.0]
+
+
+@pytest.mark.parametrize("bad", [False, True])
+def test_each_form_is_gone_before_the_next_sum_is_made(bad: bool) -> None:
+    """Of all weights, forms and sums together would be the peak of a step."""
+    alive: list[int] = []
+
+    class Watched(Dense):
+        def weighted_sum(self, c: Tensor) -> Tensor:
+            alive.append(sum(form() is not None for form in watched))
+            return super().weighted_sum(c)
+
+        def keep(self, mask: Tensor) -> Watched:
+            made = Watched(super().keep(mask).g)
+            watched.append(weakref.ref(made))
+            return made
+
+    forms: dict[str, Form] = {
+        str(i): Watched(torch.full((2, 3), math.nan if bad and i == 1 else 1.0)) for i in range(4)
+    }
+    watched = [weakref.ref(form) for form in forms.values()]
+    sums, _ = clipped_sum(forms, 1.0)
+    assert (list(sums), forms) == (["0", "1", "2", "3"], {})
+    assert alive == [4, 3, 2, 1]
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -200,7 +225,7 @@ def test_leaving_one_out_moves_the_sum_by_at_most_the_clip_however_it_is_clipped
         forms, _ = collect(tiny_text, text_loss, part, expected=examples_in(part))
         g = torch.Generator().manual_seed(3)
         scale = {n: 4 ** (2 * torch.rand(p.shape, generator=g) - 1) for n, p in tiny_text.named_parameters()}
-        return flat(clipped_sum(scaled(forms, scale) if stretched else forms, bound, clipping)[0])
+        return flat(clipped_sum(scaled(forms, scale) if stretched else dict(forms), bound, clipping)[0])
 
     moved = [float((total(text_batch) - total(without(text_batch, i))).norm()) for i in range(5)]
     assert max(moved) <= bound * (1 + 1e-9)
