@@ -65,6 +65,9 @@ _ACTIVATION = {"float32": 64, "bfloat16": 46}
 """Bytes that a block keeps of a token for the backward pass, for each number of its width, by the number type of matrix
 products; ``benchmarks/results/memory-*``."""
 
+_RECOMPUTED = 2.5
+"""Blocks' worth of these that are in memory while one block runs again; ``memory.py --set train.recompute=true``."""
+
 _CODE = 65e6
 """Bytes of torch that the first step loads."""
 
@@ -179,7 +182,8 @@ def _bytes(recipe: Recipe, shape: Shape, T: int, trained: int, *, factored: bool
         fixed -= 2.0 * (shape.block_weights - (min(trained, shape.block_weights) if factored else 0))
     block = budget * (_ACTIVATION[number] * shape.width + 8.0 * shape.heads * T)
     entering = 4.0 * budget * shape.width
-    activations = block + shape.layers * entering if recipe.train.recompute else shape.layers * block
+    again = _RECOMPUTED * block + shape.layers * entering
+    activations = again if recipe.train.recompute else shape.layers * block
     if recipe.data.task in LANGUAGE_TASKS:
         activations += 12.0 * budget * shape.vocabulary  # logits, their logarithms, their gradient
     forms = 4.0 * budget / max(T, 1) * min(trained, T * _sides(shape))
