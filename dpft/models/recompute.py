@@ -6,6 +6,7 @@ it is given in, eval mode unless dropout is asked for, and the preflight is in e
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -33,9 +34,7 @@ def recomputing(model: nn.Module) -> Iterator[None]:
 
     No keys are cached meanwhile: a layer that runs twice would hold them twice. Nothing changes for a model without
     such layers, and all is put back."""
-    from transformers.modeling_layers import GradientCheckpointingLayer  # late: it takes a second
-
-    layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer) and m.gradient_checkpointing]
+    layers = [m for m in model.modules() if isinstance(m, _made_to()) and m.gradient_checkpointing]
     with ExitStack() as changed:
         for layer in layers:
             function = _in_mode(layer, layer.training, layer._gradient_checkpointing_func)
@@ -44,6 +43,12 @@ def recomputing(model: nn.Module) -> Iterator[None]:
         for config in _caching(model) if layers else ():
             changed.enter_context(_set(config, "use_cache", False))
         yield
+
+
+def _made_to() -> tuple[type[Any], ...]:
+    """Transformers' class of such layers. Where it was never loaded no model has any, and loading it takes a second."""
+    found = sys.modules.get("transformers.modeling_layers")
+    return () if found is None else (found.GradientCheckpointingLayer,)
 
 
 def _caching(model: nn.Module) -> Iterator[Any]:

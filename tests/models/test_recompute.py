@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -104,3 +106,16 @@ def test_a_model_that_was_not_told_to_keeps_its_activations() -> None:
     with recomputing(model):
         losses(model, IDS).sum().backward()
     assert len(modes) == LAYERS
+
+
+def test_nothing_is_loaded_for_a_model_that_is_not_of_transformers() -> None:
+    """It would take the first step a second."""
+    code = (
+        "import sys, torch\n"
+        "from dpft.engine.collect import collect\n"
+        "model = torch.nn.Linear(3, 1)\n"
+        "collect(model, lambda m, x: m(x).sum(dim=1), torch.ones(2, 3), expected=2)\n"
+        "print('transformers' in sys.modules)"
+    )
+    made = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)
+    assert made.stdout.strip() == "False"

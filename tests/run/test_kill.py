@@ -53,7 +53,9 @@ def survive(folder: Path, kills: int, steps: int) -> None:
     plan = dpft.plan(delta=1e-5, sample_rate=0.4, expected_batch=6, noise_multiplier=2.0, steps=steps)
     write_json(folder / "plan.json", plan.to_dict())
     charged = 0
-    for _ in range(kills):
+    for number in range(10 * kills):
+        if number >= kills and charged:  # on a busy machine all may come before the first step
+            break
         worker = start(folder)
         assert worker.stdout is not None
         assert worker.stdout.readline() == "ready\n"
