@@ -34,7 +34,8 @@ def recomputing(model: nn.Module) -> Iterator[None]:
 
     No keys are cached meanwhile: a layer that runs twice would hold them twice. Nothing changes for a model without
     such layers, and all is put back."""
-    layers = [m for m in model.modules() if isinstance(m, _made_to()) and m.gradient_checkpointing]
+    made_to = _made_to()
+    layers = [m for m in model.modules() if isinstance(m, made_to) and m.gradient_checkpointing]
     with ExitStack() as changed:
         for layer in layers:
             function = _in_mode(layer, layer.training, layer._gradient_checkpointing_func)
