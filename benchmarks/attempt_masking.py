@@ -156,7 +156,7 @@ def signals(records: Records, options: argparse.Namespace) -> list[list[str]]:
             classification_loss(model, batch).sum().backward()
         squares: dict[str, float] = defaultdict(float)
         for name, g in clipped_sum(dict(grads), records.recipe.privacy.clip)[0].items():
-            squares[_GROUPS.get(name.partition("soft_prompt.")[2], "head")] += float(g.square().sum())
+            squares[_GROUPS.get(name.partition("soft_prompt.")[2], "head")] += float(g.dense().square().sum())
         whole = math.sqrt(sum(squares.values()))
         shares = [_number(math.sqrt(squares[group]) / whole) for group in ("P_new", "W_down, W_up", "head")]
         rows.append([_words(part_of(model).temperature), f"{weights.min():.3f} to {weights.max():.3f}", *shares])

@@ -117,7 +117,8 @@ def gradient(model: nn.Module, records: Records, examples: list[Any], clip: floa
     for piece in cut(range(len(examples)), [token_length(e) for e in examples], records.recipe.train.token_budget):
         with capture(model) as grads:
             classification_loss(model, records.collate([examples[i] for i in piece])).sum().backward()
-        for name, g in clipped_sum(dict(grads), clip)[0].items():
+        for name, part in clipped_sum(dict(grads), clip)[0].items():
+            g = part.dense()[0]
             total[name] = total[name] + g if name in total else g
     return total
 

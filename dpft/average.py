@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from dpft.config import OptimizerSection
-from dpft.per_sample.forms import wide
+from dpft.per_sample.precision import wide
 
 
 class Average:

@@ -15,10 +15,12 @@ from dpft.engine.collect import collect
 from dpft.engine.microbatch import LogicalBatch, cut, narrow_on
 from dpft.engine.token_budget import Asked, TokenBudget
 from dpft.errors import TrainingError
-from dpft.per_sample import Uses
+from dpft.per_sample import Dense, Rows, Uses
 from dpft.per_sample.batches import to_device
 from dpft.per_sample.memory import out_of_memory
 from dpft.per_sample.oracle import Loss
+
+Piece = tuple[dict[str, Dense | Rows], Tensor, Tensor]  # clipped sums, squared norms, losses of one micro-batch
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class Accumulator:
         stats, done = torch.zeros(2, len(batch.examples), device=self.device), 0
         for sums, sq, values in self._pieces(batch):
             for name, part in sums.items():
-                into[name].add_(part)
+                part.add_to(into[name])
             stats[0, done : done + len(sq)], stats[1, done : done + len(sq)] = values, sq
             done += len(sq)
             sums.clear()  # the next micro-batch needs the room
@@ -79,7 +81,7 @@ class Accumulator:
     def device(self) -> torch.device:
         return next(iter(self.params.values())).device
 
-    def _pieces(self, batch: LogicalBatch) -> Iterator[tuple[dict[str, Tensor], Tensor, Tensor]]:
+    def _pieces(self, batch: LogicalBatch) -> Iterator[Piece]:
         lengths = [batch.length(e) for e in batch.examples]
         waiting = self._cut(range(len(lengths)), lengths)
         while waiting:
@@ -96,7 +98,7 @@ class Accumulator:
             if self.budget.took(len(piece) * lengths[piece[0]], time.perf_counter() - start):
                 waiting = self._again(waiting, lengths)
 
-    def _one(self, batch: LogicalBatch, piece: list[int]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    def _one(self, batch: LogicalBatch, piece: list[int]) -> Piece:
         tensors = to_device(batch.collate([batch.examples[i] for i in piece]), self.device)
         grads, losses = collect(
             self.model, self.loss, tensors, expected=len(piece), uses=self.uses, compute=self.compute

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from dpft.config.privacy_section import Clipping
-from dpft.per_sample import Dense, Form
-from dpft.per_sample.forms import wide
-from dpft.per_sample.precision import full_precision
+from dpft.per_sample import Dense, Form, Rows
+from dpft.per_sample.precision import full_precision, wide
 
 GAMMA = 0.01
 """AUTO-S's stability constant, in the gradient's own unit: norms far above it all come to about the bound."""
@@ -45,8 +44,11 @@ def scaled(forms: Mapping[str, Form], scale: Mapping[str, Tensor]) -> dict[str, 
 
 @torch.no_grad()
 @full_precision()
-def clipped_sum(forms: dict[str, Form], bound: float, clipping: Clipping = "flat") -> tuple[dict[str, Tensor], Tensor]:
-    """``sum_b G_b f(|G_b|)`` for each parameter, f being :func:`clip_factors`, and the squared norms [B] (private).
+def clipped_sum(
+    forms: dict[str, Form], bound: float, clipping: Clipping = "flat"
+) -> tuple[dict[str, Dense | Rows], Tensor]:
+    """``sum_b G_b f(|G_b|)`` for each parameter, as the gradient of one example, f being :func:`clip_factors`; and the
+    squared norms [B] (private).
 
     An example with any non-finite coordinate counts as zero, in every parameter, before the sum. ``forms`` is emptied:
     the memory of each goes as its sum comes."""
@@ -56,4 +58,4 @@ def clipped_sum(forms: dict[str, Form], bound: float, clipping: Clipping = "flat
     if not bool(finite.all()):
         for name in forms:
             forms[name] = forms[name].keep(finite)
-    return {name: forms.pop(name).weighted_sum(factors) for name in list(forms)}, sq
+    return {name: forms.pop(name).summed(factors) for name in list(forms)}, sq

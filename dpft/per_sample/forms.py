@@ -19,12 +19,9 @@ from functools import reduce
 import torch
 from torch import Tensor
 
-from dpft.per_sample.precision import CHAIN, inner_products
+from dpft.per_sample.precision import CHAIN, inner_products, wide
 
-
-def wide(x: Tensor) -> Tensor:
-    """``x`` in at least float32: half-precision squares overflow, and their sums lose the small terms."""
-    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+_PIECE = 2**20  # numbers that are added at once
 
 
 class Form(ABC):
@@ -45,8 +42,12 @@ class Form(ABC):
         """Squared Euclidean norm of each example's gradient, [B], float64."""
 
     @abstractmethod
+    def summed(self, c: Tensor) -> Dense | Rows:
+        """``sum_b c_b G_b`` as the gradient of one example, float32 or wider. ``c`` is [B]."""
+
     def weighted_sum(self, c: Tensor) -> Tensor:
-        """``sum_b c_b G_b``, of the parameter's shape, float32 or wider. ``c`` is [B]."""
+        """:meth:`summed`, of the parameter's shape."""
+        return self.summed(c).dense()[0]
 
     @abstractmethod
     def dense(self) -> Tensor:
@@ -106,9 +107,17 @@ class Dense(Form):
         norm: Tensor = torch.linalg.vector_norm(flat, dim=1)
         return norm.double().square()  # squares of float32 over- and underflow
 
-    def weighted_sum(self, c: Tensor) -> Tensor:
+    def summed(self, c: Tensor) -> Dense:
         flat = wide(self.g).reshape(self.batch, _size(self.g))
-        return (c.to(flat.dtype) @ flat).view(self.g.shape[1:])
+        return Dense((c.to(flat.dtype) @ flat).view(1, *self.g.shape[1:]))
+
+    def add_to(self, total: Tensor) -> None:
+        """Add the gradient of the one example to a contiguous tensor of the parameter's shape.
+
+        In pieces: adding float32 to float64 makes a copy of the former first, in float64."""
+        pieces = torch.split(self.g.reshape(-1), _PIECE)
+        for into, piece in zip(torch.split(total.view(-1), _PIECE), pieces, strict=True):
+            into.add_(piece)
 
     def dense(self) -> Tensor:
         return self.g
@@ -154,9 +163,9 @@ class Outer(Form):
         return self.batch * self.left.shape[2] * self.right.shape[2]
 
     def sq_norm(self) -> Tensor:
-        left, right = wide(self.left), wide(self.right)
-        lefts, rights = inner_products(left, left), inner_products(right, right)
-        span = _diagonal(lefts).mul(_diagonal(rights)).sqrt().sum(dim=1).to(left.dtype)  # as in span()
+        lefts, rights = inner_products(self.left, self.left), inner_products(self.right, self.right)
+        products = torch.promote_types(self.left.dtype, torch.float32)
+        span = _diagonal(lefts).mul(_diagonal(rights)).sqrt().sum(dim=1).to(products)  # as in span()
         return rounded_up(lefts.mul_(rights).sum(dim=(1, 2)), span)
 
     def span(self) -> Tensor:
@@ -165,7 +174,7 @@ class Outer(Form):
         size: Tensor = (left.norm(dim=2) * right.norm(dim=2)).sum(dim=1)
         return size
 
-    def weighted_sum(self, c: Tensor) -> Tensor:
+    def summed(self, c: Tensor) -> Dense:
         left, right = wide(self.left), wide(self.right)
         factors = c.to(left.dtype).view(-1, 1, 1)
         if left.shape[2] <= right.shape[2]:  # the narrower side is the cheaper to scale
@@ -173,7 +182,7 @@ class Outer(Form):
         else:
             right = right * factors
         product = left.flatten(0, 1).T @ right.flatten(0, 1)
-        return product if self.shape is None else product.view(self.shape)
+        return Dense(product.view(1, *(product.shape if self.shape is None else self.shape)))
 
     def dense(self) -> Tensor:
         product = self.left.mT @ self.right
@@ -223,10 +232,14 @@ class Rows(Form):
         size: Tensor = wide(self.g).norm(dim=2).sum(dim=1)
         return size
 
-    def weighted_sum(self, c: Tensor) -> Tensor:
-        g = wide(self.g)
-        scaled = (g * c.to(g.dtype).view(-1, 1, 1)).flatten(0, 1)
-        return scaled.new_zeros(self.table_rows, g.shape[2]).index_add_(0, self.index.flatten(), scaled)
+    def summed(self, c: Tensor) -> Rows:
+        """In float64 like the sum of a step, so that adding the rows to it takes no further memory."""
+        scaled = (self.g * c.double().view(-1, 1, 1)).flatten(0, 1)
+        return Rows(self.index.reshape(1, -1), scaled.unsqueeze(0), self.table_rows)
+
+    def add_to(self, total: Tensor) -> None:
+        """Add the gradient of the one example to a table [V, D]; the other rows are not touched."""
+        total.index_add_(0, self.index[0], self.g[0].to(total.dtype))
 
     def dense(self) -> Tensor:
         B, T, D = self.g.shape
@@ -270,8 +283,10 @@ class RowsAndOuter(Form):
         squares = self.rows.sq_norm() + self.outer.sq_norm()
         return rounded_up(squares + 2 * cross, self.rows.span() + self.outer.span())
 
-    def weighted_sum(self, c: Tensor) -> Tensor:
-        return self.rows.weighted_sum(c) + self.outer.weighted_sum(c)
+    def summed(self, c: Tensor) -> Dense:
+        made = self.outer.summed(c)
+        self.rows.summed(c).add_to(made.g[0])
+        return made
 
     def dense(self) -> Tensor:
         return self.rows.dense() + self.outer.dense()

@@ -10,7 +10,7 @@ Shape legend: B examples, T uses per example, I inputs, O outputs, D embedding w
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.grad import conv2d_input
 
 from dpft.per_sample.forms import Dense, Form, Outer, Rows
+from dpft.per_sample.precision import wide
 
 Sink = Callable[[Form], None]
 
@@ -45,7 +46,7 @@ class LinearFn(torch.autograd.Function):
         weight_sink: Sink | None,
         bias_sink: Sink | None,
     ) -> Tensor:
-        ctx.sinks, ctx.transposed = (weight_sink, bias_sink), transposed
+        ctx.sinks, ctx.transposed, ctx.x_shape = (weight_sink, bias_sink), transposed, x.shape
         matrix = weight.T if transposed else weight
         # The input is needed for dW alone; a bias-only use keeps nothing.
         ctx.save_for_backward(x if weight_sink else None, weight)
@@ -62,8 +63,11 @@ class LinearFn(torch.autograd.Function):
                 weight_sink(Outer(*pair).smaller())
             if bias_sink is not None:
                 bias_sink(Dense(by_token(g).sum(dim=1)))
-            matrix = weight.T if ctx.transposed else weight
-            dx = g @ matrix.to(g.dtype) if ctx.needs_input_grad[0] else None
+            dx = None
+            if ctx.needs_input_grad[0]:
+                matrix = weight.T if ctx.transposed else weight
+                # By tokens: of a g that can't be viewed so torch would copy the matrix for each example.
+                dx = (g.flatten(0, -2) @ matrix.to(g.dtype)).view(ctx.x_shape)
         return dx, None, None, None, None, None
 
 
@@ -122,6 +126,50 @@ class Conv2dFn(torch.autograd.Function):
             if ctx.needs_input_grad[0]:
                 dx = conv2d_input(ctx.x_shape, weight.to(g.dtype), g, **ctx.geometry)  # type: ignore[no-untyped-call]
         return dx, None, None, None, None, None
+
+
+class LayerNormFn(torch.autograd.Function):
+    """``y = w * xhat + b``, where xhat is x [B, ..., *shape] normalised over its last dimensions, ``shape``.
+
+    Rules: dw_b = sum_t g_t * xhat_t, db_b = sum_t g_t. As in torch's own, x is kept and not xhat, which is made
+    again in float32 or wider: one activation a layer, and the same fused products of half precision."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        shape: Sequence[int],
+        weight: Tensor | None,
+        bias: Tensor | None,
+        eps: float,
+        weight_sink: Sink | None,
+        bias_sink: Sink | None,
+    ) -> Tensor:
+        ctx.sinks, ctx.shape, ctx.eps = (weight_sink, bias_sink), list(shape), eps
+        ctx.save_for_backward(x, weight)
+        return F.layer_norm(x, ctx.shape, weight, bias, eps)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors  # under checkpointing this runs the forward pass again, with its rules
+        with torch._C.DisableTorchFunctionSubclass():
+            weight_sink, bias_sink = ctx.sinks
+            kept, dtype, g = wide(x), x.dtype, wide(g)
+            tokens = tuple(range(1, x.dim() - len(ctx.shape)))  # the dimensions to sum over; none is all for torch
+            xhat, mean, rstd = torch.native_layer_norm(kept, ctx.shape, None, None, ctx.eps)
+            if weight_sink is not None:
+                each = xhat.mul_(g)
+                weight_sink(Dense(each.sum(dim=tokens) if tokens else each))
+            del xhat
+            if bias_sink is not None:
+                bias_sink(Dense(g.sum(dim=tokens) if tokens else g))
+            dx = None
+            if ctx.needs_input_grad[0]:
+                scale, mask = None if weight is None else weight.to(g.dtype), [True, False, False]
+                back = torch.ops.aten.native_layer_norm_backward
+                dx = back(g, kept, ctx.shape, mean, rstd, scale, None, mask)[0].to(dtype)
+        return dx, None, None, None, None, None, None
 
 
 def copies(p: Tensor, batch: int, ndim: int) -> Tensor:

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from dpft.per_sample.capture import owner
-from dpft.per_sample.forms import Dense, Form, Outer, rounded_up, total, wide
-from dpft.per_sample.precision import CHAIN
+from dpft.per_sample.forms import Dense, Form, Outer, rounded_up, total
+from dpft.per_sample.precision import CHAIN, wide
 from dpft.per_sample.shared import PullBack, name_for, shared
 
 _AT_ONCE = 2**24  # numbers of R x C gradients that are laid out together
@@ -47,8 +47,8 @@ class Masked(Form):
         norms = [torch.linalg.vector_norm(piece, dim=1).double() for piece in pieces]
         return rounded_up(torch.cat(norms).square(), self.whole.span())
 
-    def weighted_sum(self, c: Tensor) -> Tensor:
-        return self.whole.weighted_sum(c).reshape(self.mask.shape)[self.mask]
+    def summed(self, c: Tensor) -> Dense:
+        return Dense(self.whole.weighted_sum(c).reshape(self.mask.shape)[self.mask].unsqueeze(0))
 
     def dense(self) -> Tensor:
         kept = [piece[:, self.mask] for piece in self._laid_out()]

@@ -29,13 +29,19 @@ def full_precision() -> Iterator[None]:
             backend.fp32_precision = precision
 
 
+def wide(x: Tensor) -> Tensor:
+    """``x`` in at least float32: half-precision squares overflow, and their sums lose the small terms."""
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
 def inner_products(x: Tensor, y: Tensor) -> Tensor:  # [B,S,K], [B,T,K] -> [B,S,T], float64
-    """``x y^T`` of float32 or wider tensors, within ``CHAIN`` roundings of the exact value.
+    """``x y^T``, taken in float32 or wider, within ``CHAIN`` roundings of the exact value.
 
     A float32 product over thousands of terms is off by up to one rounding a term (long runs of similar
-    terms round the same way); in pieces it costs a fifth more and the error no longer grows with K."""
+    terms round the same way); in pieces it costs a fifth more and the error no longer grows with K. Half precision
+    is widened piece by piece too, while the piece is in the processor's cache."""
     out = x.new_zeros(x.shape[0], x.shape[1], y.shape[1], dtype=torch.float64)
     for start in range(0, x.shape[2], CHAIN):
         columns = slice(start, start + CHAIN)
-        out += x[:, :, columns] @ y[:, :, columns].mT
+        out += wide(x[:, :, columns]) @ wide(y[:, :, columns]).mT
     return out

@@ -16,7 +16,7 @@ from torch import Tensor
 from dpft.errors import NoRuleError
 from dpft.per_sample.batches import tensors
 from dpft.per_sample.capture import Grads, expanded, is_tracked, owner
-from dpft.per_sample.functions import Conv2dFn, EmbeddingFn, LinearFn, Sink
+from dpft.per_sample.functions import Conv2dFn, EmbeddingFn, LayerNormFn, LinearFn, Sink
 from dpft.per_sample.one_each import one_copy_each
 
 Rule = Callable[..., Any]
@@ -67,6 +67,15 @@ def _plain(x: Tensor, name: str) -> Tensor:
     return x
 
 
+def _sinks(name: str, *params: Tensor | None) -> tuple[Sink | None, ...]:
+    """Where the gradients of a layer's own tensors go. One that is not tracked must carry no gradient: a rule
+    gives none to it."""
+    for p in params:
+        if p is not None and p.requires_grad and not is_tracked(p):
+            raise no_rule(f"{name} (with a weight or bias computed from activations)", params, {})
+    return tuple(_sink(p) for p in params)
+
+
 def _product(x: Tensor, name: str) -> Tensor:
     """The input of a matrix product, in the dtype that autocast would give it (it leaves float64 alone)."""
     x = _plain(x, name)
@@ -79,7 +88,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     x = _product(input, "linear")
     if x.dim() < 2:
         raise no_rule("linear (without a batch axis)", (weight, bias), {})
-    out: Tensor = LinearFn.apply(x, weight, bias, False, _sink(weight), _sink(bias))  # type: ignore[no-untyped-call]
+    out: Tensor = LinearFn.apply(x, weight, bias, False, *_sinks("linear", weight, bias))  # type: ignore[no-untyped-call]
     return out
 
 
@@ -93,7 +102,7 @@ def conv1d(input: Tensor, mat1: Tensor, mat2: Tensor, *, beta: float = 1, alpha:
         raise no_rule("addmm (other than Conv1D's, on a known number of examples)", (input, mat2), {})
     T = x.shape[0] // B if B else 0
     x = x.reshape(B, T, x.shape[1])
-    out: Tensor = LinearFn.apply(x, mat2, input, True, _sink(mat2), _sink(input))  # type: ignore[no-untyped-call]
+    out: Tensor = LinearFn.apply(x, mat2, input, True, *_sinks("addmm", mat2, input))  # type: ignore[no-untyped-call]
     return out.reshape(B * T, mat2.shape[1])
 
 
@@ -122,7 +131,7 @@ def conv2d(
         raise no_rule("conv2d (with groups, padding by name, or without a batch axis)", (weight, bias), {})
     geometry = {"stride": stride, "padding": padding, "dilation": dilation}
     x = _product(input, "conv2d")
-    out: Tensor = Conv2dFn.apply(x, weight, bias, geometry, _sink(weight), _sink(bias))  # type: ignore[no-untyped-call]
+    out: Tensor = Conv2dFn.apply(x, weight, bias, geometry, *_sinks("conv2d", weight, bias))  # type: ignore[no-untyped-call]
     return out
 
 
@@ -150,11 +159,12 @@ def layer_norm(
     bias: Tensor | None = None,
     eps: float = 1e-5,
 ) -> Tensor:
-    """Normalise first, then scale and shift by the expanded parameters: d gamma = sum_t g * xhat."""
     x = _plain(input, "layer_norm")
-    y = F.layer_norm(x, normalized_shape, None, None, eps)
-    y = y if weight is None else y * _against(weight, y)
-    return y if bias is None else y + _against(bias, y)
+    if x.dim() <= len(normalized_shape):
+        raise no_rule("a layer without a batch axis", (weight, bias), {})
+    sinks = _sinks("layer_norm", weight, bias)
+    out: Tensor = LayerNormFn.apply(x, normalized_shape, weight, bias, eps, *sinks)  # type: ignore[no-untyped-call]
+    return out
 
 
 @rule(F.rms_norm, torch.rms_norm)

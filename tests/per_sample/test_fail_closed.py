@@ -208,6 +208,31 @@ def test_norm_that_reaches_over_the_batch_is_refused(layer: nn.Module) -> None:
         backward(layer, torch.randn(3, 5, D))
 
 
+OF_ACTIVATIONS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "linear": lambda x, w, b: F.linear(x, w, b),
+    "conv2d": lambda x, w, b: F.conv2d(x[:, None], w[:, None, :1, None], b),
+    "layer_norm": lambda x, w, b: F.layer_norm(x, (D,), w[0], b),
+    "addmm": lambda x, w, b: torch.addmm(b, x.flatten(0, 1), w).view(x.shape),
+}
+
+
+@pytest.mark.parametrize("use", OF_ACTIVATIONS.values(), ids=OF_ACTIVATIONS.keys())
+def test_layer_whose_weight_comes_from_activations_is_refused(use: Callable[..., Tensor]) -> None:
+    """Its bias has a rule, which gives the weight no gradient: what made the weight would silently learn nothing."""
+    grow = nn.Linear(D, D)
+
+    class Grown(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.grow, self.bias = grow, nn.Parameter(torch.randn(D))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return use(x, self.grow(x)[0, :D], self.bias)
+
+    with pytest.raises(PrivacyError, match="computed from activations"):
+        backward(Grown(), torch.randn(3, D, D))
+
+
 def test_number_of_examples_is_read_off_the_models_input(same_form: Callable[..., None]) -> None:
     """A2: also where the caller does not give it."""
     model, x = Uses(lambda p, x: F.linear(x.flatten(0, 1), p)).double(), torch.randn(3, 5, D, dtype=torch.float64)

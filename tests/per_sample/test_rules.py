@@ -88,6 +88,9 @@ MODULES: dict[str, Callable[[], nn.Module]] = {
     "conv1d, weight alone": lambda: only(conv1d(), "weight"),
     "layer norm": lambda: nn.LayerNorm(I),
     "layer norm, bias alone": lambda: only(nn.LayerNorm(I), "bias"),
+    "layer norm, weight alone": lambda: only(nn.LayerNorm(I), "weight"),
+    "layer norm without bias": lambda: nn.LayerNorm(I, bias=False),
+    "layer norm without weight": lambda: Gate(lambda x, p: F.layer_norm(x, (I,), None, p)),
     "rms norm": lambda: nn.RMSNorm(I),
     "rms norm by hand": ByHand,
     "x * p": lambda: Gate(lambda x, p: x * p),
@@ -205,6 +208,41 @@ def test_long_inputs_of_a_wide_layer_stay_factored(agree: Callable[..., Any]) ->
 
 def test_norm_over_several_dimensions(agree: Callable[..., Any]) -> None:
     agree(nn.LayerNorm((3, I)).double(), squares, torch.randn(2, 4, 3, I, dtype=torch.float64))
+
+
+def test_gradient_that_lies_by_columns(agree: Callable[..., Any]) -> None:
+    """A key's in attention: no view of it has the tokens in a row."""
+
+    def loss(model: nn.Module, x: Tensor) -> Tensor:
+        return model(x).mT.contiguous().sin().square().sum(dim=(1, 2))
+
+    for module in (nn.Linear(I, O), nn.LayerNorm(I)):
+        agree(module.double(), loss, torch.randn(3, 7, I, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("name", ["linear", "conv1d", "layer norm", "layer norm without bias", "matmul"])
+def test_autocast_gives_what_the_plain_model_gives(name: str) -> None:
+    """In value and in number type: a layer that answered in float32 would widen all that comes after it."""
+    module, x = MODULES[name](), torch.randn(3, 7, I).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        plain = module(x)
+        with capture(module, examples=3):
+            found = module(x)
+    assert found.dtype == plain.dtype
+    assert torch.equal(found, plain)
+
+
+def test_norm_keeps_one_activation_and_is_exact_in_bfloat16(close: Callable[..., None]) -> None:
+    """What is kept is the input; the sums over tokens are of float32 products."""
+    norm, x = nn.LayerNorm(64), torch.randn(3, 50, 64).bfloat16().requires_grad_()
+    kept: list[Tensor] = []
+    with capture(norm) as grads, torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        y = norm(x)
+        y.float().square().sum().backward()
+    assert [t.shape for t in kept if t.dim() == 3][:1] == [x.shape]
+    g, exact = 2 * y.detach().float(), F.layer_norm(x.detach().float(), (64,))
+    close(grads["weight"].dense(), (g * exact).sum(1), 1e-6)
+    close(grads["bias"].dense(), g.sum(1), 1e-6)
 
 
 def test_capture_leaves_the_model_as_it_was() -> None:

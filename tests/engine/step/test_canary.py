@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from dpft.per_sample import Dense
+
 SIGMA, UPDATES = 1.0, 4000
 MU = 1 / SIGMA
 # Standard error of the estimate from n updates a side: sqrt((2 + mu^2/2)/n) = 0.025.
@@ -56,7 +58,7 @@ def test_the_instrument_fires(bench: Any, monkeypatch: pytest.MonkeyPatch, fault
             means = {name: form.dense().mean(dim=0) for name, form in forms.items()}
             examples = next(iter(forms.values())).batch
             norm = math.sqrt(sum(float(m.square().sum()) for m in means.values()))
-            sums = {name: m * min(1.0, bound / norm) * examples for name, m in means.items()}
+            sums = {name: Dense(m[None] * min(1.0, bound / norm) * examples) for name, m in means.items()}
             return sums, torch.zeros(examples)
 
         monkeypatch.setattr(accumulate, "clipped_sum", clipped)
