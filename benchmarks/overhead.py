@@ -2,6 +2,7 @@
 
     python benchmarks/overhead.py --write
     python benchmarks/overhead.py --models MiniLM --check      # fails where a ratio is above its limit
+    python benchmarks/overhead.py --models "Llama-shaped 135M" --sentences 64      # another micro-batch, for a look
 
 Random weights, since neither depends on them; the quickstart's sentences about the median length, for MiniLM as many as
 the quickstart has in a micro-batch, for larger models fewer, which saves hours. The two steps take turns in every round
@@ -139,6 +140,7 @@ def _load(asked: Case, options: Namespace, folder: Path) -> Workload:
     """The line's micro-batch, on a model of its shape."""
     source, sentences = MODELS[asked.model]
     row = ROWS[asked.method]
+    sentences = options.sentences or sentences
     method = ["method.rank=4"] if "LoRA" in asked.method else list(row.overrides)
     model = []
     if source is not None:
@@ -206,8 +208,12 @@ def _options() -> Namespace:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--check", action="store_true", help="exit with 1 where a ratio is above its limit")
     parser.add_argument("--write", action="store_true", help="keep the lines, and put the table into results/")
+    parser.add_argument("--sentences", type=int, help="in the micro-batch, where not the table's number of a model")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.write and options.sentences:
+        parser.error("--sentences is for a look: the table's lines have the table's numbers, so leave --write out")
+    return options
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
     python benchmarks/scale.py --write
 
-The first table times ``poisson_sample`` and weighs it. The second is ``dpft/cost.py`` on the shapes of Llama models,
-with its constants for a GPU, which are supposed and not measured.
+The first table times ``poisson_sample`` and weighs it; below it is how fast noise is drawn and added. The second is
+``dpft/cost.py`` on the shapes of Llama models, with its constants for a GPU, which are supposed and not measured.
 """
 
 from __future__ import annotations
@@ -13,17 +13,20 @@ import statistics
 import time
 from typing import NamedTuple
 
+import torch
 from common import QUICKSTART, heading, peak_memory, publish, reset_peak, table
 
 from dpft.config import Recipe, load_recipe
 from dpft.cost import GPU, in_words, work
 from dpft.counts import trained_numbers
 from dpft.engine.keystream import Keystream
+from dpft.engine.noise import GriddedGaussian
 from dpft.engine.sampler import poisson_sample
 from dpft.shapes import Shape
 
 RECORDS = (10**6, 10**7, 10**8, 10**9)
 BATCHES = (2_000, 50_000)
+COORDINATES = 20_000_000
 SHAPES = {
     "7B (32 blocks of 4,096)": Shape(4096, 32, 32, 11_008, 32_000, 0, 32, gated=True),
     "13B (40 of 5,120)": Shape(5120, 40, 40, 13_824, 32_000, 0, 40, gated=True),
@@ -48,7 +51,7 @@ class Drawn(NamedTuple):
 def main() -> None:
     options = _options()
     sampled = {(n, b): sample(n, b, options.repeats) for n in RECORDS for b in BATCHES}
-    publish("scale", report(sampled), write=options.write)
+    publish("scale", report(sampled, noise(options.repeats)), write=options.write)
 
 
 def sample(records: int, batch: int, repeats: int) -> Drawn:
@@ -61,7 +64,18 @@ def sample(records: int, batch: int, repeats: int) -> Drawn:
     return Drawn(1000 * statistics.median(times), peak_memory() - before)
 
 
-def report(sampled: dict[tuple[int, int], Drawn]) -> str:
+def noise(repeats: int) -> float:
+    """Numbers a second, drawn and added to a sum: the median of some."""
+    mechanism, source, times = GriddedGaussian(1.0, 1.0, COORDINATES), Keystream(), []
+    total = torch.zeros(COORDINATES, dtype=torch.float64)
+    for _ in range(repeats):
+        start = time.perf_counter()
+        mechanism.release(total, mechanism.noise(source))
+        times.append(time.perf_counter() - start)
+    return COORDINATES / statistics.median(times)
+
+
+def report(sampled: dict[tuple[int, int], Drawn], normals: float) -> str:
     recipe = load_recipe(QUICKSTART, LORA)
     sizes = ["records", *(f"{what}, batch {b:,}" for b in BATCHES for what in ("ms", "MB"))]
     rows = [
@@ -81,9 +95,10 @@ def report(sampled: dict[tuple[int, int], Drawn]) -> str:
     ]
     lines = [_line(name, shape, recipe) for name, shape in SHAPES.items()]
     return (
-        heading("Scale")
-        + f"\n## Drawing a Poisson sample\n\n{table(sizes, rows)}\n\n## Large models, reckoned\n\n"
-        + f"- {BATCH:,} records of {LENGTH} tokens a step, LoRA on query and value, micro-batches of "
+        heading("Scale") + f"\n## Drawing a Poisson sample\n\n{table(sizes, rows)}\n\n"
+        f"Noise: {normals:.2g} numbers a second, drawn and added to a sum of {COORDINATES:,}\n\n"
+        "## Large models, reckoned\n\n"
+        f"- {BATCH:,} records of {LENGTH} tokens a step, LoRA on query and value, micro-batches of "
         f"{recipe.train.token_budget} tokens, no cache; the last two columns with activation checkpointing\n"
         f"- supposed of {GPU.name}: {GPU.bfloat16:.3g} operations a second in bfloat16; a model larger than one card's "
         "memory needs to be split, which dpft does not do by itself\n\n" + table(columns, lines)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -10,28 +10,34 @@ from torch import Tensor
 from dpft.errors import InputError
 
 
-def tensors(batch: Any) -> Iterator[Tensor]:
+def tensors(batch: Any) -> list[Tensor]:
     """The tensors of a batch, depth first."""
+    found: list[Tensor] = []
+    _gather(batch, found)
+    return found
+
+
+def _gather(batch: Any, found: list[Tensor]) -> None:
     if isinstance(batch, Tensor):
-        yield batch
-    elif isinstance(batch, Mapping):
-        for value in batch.values():
-            yield from tensors(value)
+        found.append(batch)
     elif isinstance(batch, (list, tuple)):
         for value in batch:
-            yield from tensors(value)
+            _gather(value, found)
+    elif isinstance(batch, Mapping):
+        for value in batch.values():
+            _gather(value, found)
 
 
 def mapped(batch: Any, f: Callable[[Tensor], Tensor]) -> Any:
     """The same nesting with ``f`` applied to each tensor."""
     if isinstance(batch, Tensor):
         return f(batch)
-    if isinstance(batch, Mapping):
-        return {key: mapped(value, f) for key, value in batch.items()}
     if isinstance(batch, (list, tuple)):
         items = [mapped(value, f) for value in batch]
         # A named tuple takes its fields one by one, a plain tuple or list all at once.
         return type(batch)(*items) if hasattr(batch, "_fields") else type(batch)(items)
+    if isinstance(batch, Mapping):
+        return {key: mapped(value, f) for key, value in batch.items()}
     return batch
 
 

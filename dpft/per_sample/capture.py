@@ -131,7 +131,7 @@ class Grads(Mapping[str, Form]):
 
 def is_tracked(t: Any) -> bool:
     """Whether ``t`` is a trainable parameter of an open capture, or made of such alone."""
-    return isinstance(t, (Tracked, Shared))
+    return type(t) is Tracked or type(t) is Shared  # isinstance goes through Python code of nn.Parameter
 
 
 def owner(p: Any) -> tuple[Grads, str] | None:

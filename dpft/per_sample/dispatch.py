@@ -39,15 +39,14 @@ def apply(func: Any, args: Any, kwargs: Any) -> Any:
     """Compute ``func``. Called with the tracked tensors' own dispatch switched off."""
     if not torch.is_grad_enabled():
         return func(*args, **kwargs)
-    found = list(tensors((args, kwargs)))
+    found = tensors((args, kwargs))
     tracked = [t for t in found if is_tracked(t)]
     grads = grads_of(*tracked)
     name = function_name(func)
     if func in OF_ANOTHERS_TYPE and not is_tracked(args[0]):
         return func(*args, **kwargs)  # the parameter gives its number type and nothing else
-    places = {
-        i: (name, *names_of(*tracked), f"{i}:{t.dim()}") for i, t in enumerate(found) if t.dim() and not is_tracked(t)
-    }
+    place = (name, *names_of(*tracked))
+    places = {i: (*place, f"{i}:{t.dim()}") for i, t in enumerate(found) if t.dim() and not is_tracked(t)}
     if grads.uses is None or any(grads.uses.foreign(place) for place in places.values()):
         return _direct(func, mapped(args, grads.leaf), mapped(kwargs, grads.leaf))
     if func in OF_ANOTHERS_TYPE:
