@@ -36,10 +36,11 @@ class Machine:
         return self.float32 if precision == "float32" else self.bfloat16
 
 
-CPU = Machine("CPU, 2 cores", float32=0.11e12, bfloat16=0.37e12, memory=20e9, noise=33e6, micro_batch=5e-3)
-"""Measured on two cores of an AMD EPYC with avx512_bf16: ``benchmarks/results/methods-cost-*`` and ``cache-base-*``."""
+CPU = Machine("CPU, 2 cores", float32=0.11e12, bfloat16=0.37e12, memory=20e9, noise=120e6, micro_batch=5e-3)
+"""Measured on two cores of an AMD EPYC with avx512_bf16: ``benchmarks/results/methods-cost-*`` and ``cache-base-*``,
+noise by ``scale-*``."""
 
-GPU = Machine("one H100", float32=40e12, bfloat16=150e12, memory=2e12, noise=33e6, micro_batch=0.06, gpu=True)
+GPU = Machine("one H100", float32=40e12, bfloat16=150e12, memory=2e12, noise=120e6, micro_batch=0.06, gpu=True)
 """Supposed, not measured: 15 % of the card's nominal bfloat16 rate, since micro-batches are short. Noise is drawn by
 its host."""
 
