@@ -236,10 +236,11 @@ def test_norm_keeps_one_activation_and_is_exact_in_bfloat16(close: Callable[...,
     """What is kept is the input; the sums over tokens are of float32 products."""
     norm, x = nn.LayerNorm(64), torch.randn(3, 50, 64).bfloat16().requires_grad_()
     kept: list[Tensor] = []
-    with capture(norm) as grads, torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
-        y = norm(x)
+    with capture(norm, examples=3) as grads:
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+            y = norm(x)
         y.float().square().sum().backward()
-    assert [t.shape for t in kept if t.dim() == 3][:1] == [x.shape]
+    assert [t.dtype for t in kept if t.shape == x.shape] == [torch.bfloat16]
     g, exact = 2 * y.detach().float(), F.layer_norm(x.detach().float(), (64,))
     close(grads["weight"].dense(), (g * exact).sum(1), 1e-6)
     close(grads["bias"].dense(), g.sum(1), 1e-6)
