@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dpft.per_sample import Dense, Form, Outer, Rows, total
+from dpft.per_sample import Dense, Form, Outer, Rows, forms, total
 from dpft.per_sample.forms import RowsAndOuter
 
 KINDS = ("dense", "outer", "rows", "both")
@@ -42,6 +42,22 @@ def test_norm_and_weighted_sum_are_those_of_the_dense_gradients(
 ) -> None:
     form = form_of(kind, B, T, V, D, torch.Generator().manual_seed(seed))
     same_form(form, form.dense())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_sum_is_added_where_it_belongs_whatever_the_pieces(
+    kind: str, close: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Onto what is there; of a table, rows that no example uses keep their very bits."""
+    monkeypatch.setattr(forms, "_PIECE", 7)
+    form, c = form_of(kind, 3, 2, 30, 4, torch.Generator().manual_seed(0)), torch.tensor([0.5, 1.0, 0.0])
+    before = torch.randn(30, 4, dtype=torch.float64)
+    total = before.clone()
+    form.summed(c).add_to(total)
+    close(total - before, torch.einsum("b,bvd->vd", c.double(), form.dense()))
+    if isinstance(form, Rows):
+        idle = [row for row in range(30) if row not in form.index]
+        assert torch.equal(total[idle], before[idle])
 
 
 @tiny
