@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from dpft.config.privacy_section import Clipping
 from dpft.engine.clipping import clipped_sum, scaled
 from dpft.engine.collect import collect
 from dpft.engine.microbatch import LogicalBatch, cut, narrow_on
+from dpft.engine.neighbours import Names, joined
 from dpft.engine.token_budget import Asked, TokenBudget
 from dpft.errors import TrainingError
 from dpft.per_sample import Dense, Rows, Uses
@@ -20,7 +22,7 @@ from dpft.per_sample.batches import to_device
 from dpft.per_sample.memory import out_of_memory
 from dpft.per_sample.oracle import Loss
 
-Piece = tuple[dict[str, Dense | Rows], Tensor, Tensor]  # clipped sums, squared norms, losses of one micro-batch
+Piece = tuple[dict[Names, Dense | Rows], Tensor, Tensor]  # clipped sums, squared norms, losses of one micro-batch
 
 
 @dataclass(frozen=True)
@@ -54,19 +56,21 @@ class Accumulator:
     clipping: Clipping = "flat"
     scale: Mapping[str, Tensor] | None = None
     budget: TokenBudget = field(init=False)
+    _starts: dict[str, int] = field(init=False)
 
     def __post_init__(self) -> None:
         self.budget = TokenBudget(self.token_budget, self.device.type)
+        starts = accumulate((p.numel() for p in self.params.values()), initial=0)
+        self._starts = dict(zip(self.params, starts, strict=False))
 
     def sum(self, batch: LogicalBatch) -> tuple[Tensor, UnreleasedStats]:
         """[d] float64, parameters in order; an empty batch gives zeros."""
         size = sum(p.numel() for p in self.params.values())
         total = torch.zeros(size, dtype=torch.float64, device=self.device)
-        into = views(total, self.params)
         stats, done = torch.zeros(2, len(batch.examples), device=self.device), 0
         for sums, sq, values in self._pieces(batch):
-            for name, part in sums.items():
-                part.add_to(into[name])
+            for names, part in sums.items():
+                part.add_to(self.place(total, names))
             stats[0, done : done + len(sq)], stats[1, done : done + len(sq)] = values, sq
             done += len(sq)
             sums.clear()  # the next micro-batch needs the room
@@ -80,6 +84,12 @@ class Accumulator:
     @property
     def device(self) -> torch.device:
         return next(iter(self.params.values())).device
+
+    def place(self, total: Tensor, names: Names) -> Tensor:
+        """Where in the vector these parameters' coordinates are: one parameter's in its shape, several one by one."""
+        start, size = self._starts[names[0]], sum(self.params[name].numel() for name in names)
+        place = total[start : start + size]
+        return place.view(self.params[names[0]].shape) if len(names) == 1 else place
 
     def _pieces(self, batch: LogicalBatch) -> Iterator[Piece]:
         lengths = [batch.length(e) for e in batch.examples]
@@ -107,7 +117,7 @@ class Accumulator:
             return {}, torch.zeros(len(piece), device=self.device), losses
         forms = dict(grads) if self.scale is None else scaled(grads, self.scale)
         del grads  # which would hold every form until the last sum is made
-        sums, sq = clipped_sum(forms, self.bound, self.clipping)
+        sums, sq = clipped_sum(joined(forms, self.params), self.bound, self.clipping)
         return sums, sq, losses
 
     def _smaller(self, waiting: list[list[int]], lengths: list[int], error: BaseException) -> list[list[int]]:

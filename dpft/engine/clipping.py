@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -10,6 +11,8 @@ from torch import Tensor
 from dpft.config.privacy_section import Clipping
 from dpft.per_sample import Dense, Form, Rows
 from dpft.per_sample.precision import full_precision, wide
+
+K = TypeVar("K", bound=Hashable)  # whose gradient a form is: a parameter's name, or several names
 
 GAMMA = 0.01
 """AUTO-S's stability constant, in the gradient's own unit: norms far above it all come to about the bound."""
@@ -28,7 +31,7 @@ def clip_factors(sq_norm: Tensor, bound: float, clipping: Clipping = "flat") -> 
 
 
 @full_precision()
-def total_sq_norm(forms: Mapping[str, Form]) -> Tensor:
+def total_sq_norm(forms: Mapping[K, Form]) -> Tensor:
     """Squared norm of each example's gradient over *all* parameters, [B] float64: one flat norm."""
     return torch.stack([form.sq_norm() for form in forms.values()]).sum(dim=0)
 
@@ -45,9 +48,9 @@ def scaled(forms: Mapping[str, Form], scale: Mapping[str, Tensor]) -> dict[str, 
 @torch.no_grad()
 @full_precision()
 def clipped_sum(
-    forms: dict[str, Form], bound: float, clipping: Clipping = "flat"
-) -> tuple[dict[str, Dense | Rows], Tensor]:
-    """``sum_b G_b f(|G_b|)`` for each parameter, as the gradient of one example, f being :func:`clip_factors`; and the
+    forms: dict[K, Form], bound: float, clipping: Clipping = "flat"
+) -> tuple[dict[K, Dense | Rows], Tensor]:
+    """``sum_b G_b f(|G_b|)`` for each form, as the gradient of one example, f being :func:`clip_factors`; and the
     squared norms [B] (private).
 
     An example with any non-finite coordinate counts as zero, in every parameter, before the sum. ``forms`` is emptied:

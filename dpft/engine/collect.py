@@ -36,7 +36,7 @@ def collect(
         raise PrivacyError(f"Expected collate to keep {expected} examples apart, found a leading dimension of {B}.")
     if uses is not None and uses.alone:
         return _alone(model, loss, batch, compute)
-    device = next(iter(trainable(model).values())).device
+    device = next(p.device for p in model.parameters() if p.requires_grad)
     with recomputing(model), capture(model, examples=B, uses=uses) as grads:
         with products_in(compute, device):
             losses = checked(loss(model, batch), B)

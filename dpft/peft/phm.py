@@ -1,11 +1,6 @@
-"""A Linear whose weight is a sum of Kronecker products, never built (Zhang et al. 2021, arXiv 2102.08597).
+"""Compacter's layer, a Linear of Kronecker products (Zhang et al. 2021, arXiv 2102.08597), and how its factors start.
 
-    W = sum_i A_i ⊗ (s_i t_i^T)   [I, O]        A [n,n,n] (the rule), s [n, I/n], t [n, O/n]
-
-    X = x as [n, I/n] ──► u_i = X s_i ──► v_i = A_i^T u_i ──► Y = sum_i v_i t_i^T  [n, O/n] ──► y = Y row by row
-
-Costs n (I + O) + n^3 products a token instead of I O. s and t are used as weights of a Linear, whose rules keep
-the examples apart; A, which meets one pair (u_i, v_i) at a time, as one copy an example, [B, n, n, n].
+What it computes and its per-example gradients are in ``kronecker.py``.
 """
 
 from __future__ import annotations
@@ -14,16 +9,17 @@ import math
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dpft.per_sample import expand
+from dpft.peft.kronecker import kronecker_linear
 
 Init = Literal["private", "published", "yu"]
 
 
 class PHM(nn.Module):
-    """``y = x W + b`` with the W above, rank 1. [B, ..., I] -> [B, ..., O]. ``rule`` may be another layer's too."""
+    """``y = x W + b`` with W = sum_i A_i ⊗ (s_i t_i^T), A being the rule.
+
+    [B, ..., I] -> [B, ..., O]. ``rule`` may be another layer's too."""
 
     def __init__(self, rule: nn.Parameter, s: nn.Parameter, t: nn.Parameter, bias: nn.Parameter | None) -> None:
         super().__init__()
@@ -31,12 +27,7 @@ class PHM(nn.Module):
         self.rule, self.s, self.t, self.bias = rule, s, t, bias
 
     def forward(self, x: Tensor) -> Tensor:
-        X = x.reshape(*x.shape[:-1], self.n, self.inputs // self.n)
-        u = F.linear(X, self.s)  # [B, ..., n (row of X), n (i)]
-        v = torch.einsum("b...ai,biac->b...ci", u, expand(self.rule, x.shape[0]))
-        y: Tensor = (v @ self.t).flatten(-2)
-        # Under autocast y is in half precision and the bias is not; a Linear's output would be in half precision.
-        return y if self.bias is None else (y + self.bias).to(y.dtype)
+        return kronecker_linear(x, self.rule, self.s, self.t, self.bias)
 
     def extra_repr(self) -> str:
         return f"n={self.n}, inputs={self.inputs}, outputs={self.t.numel()}"

@@ -52,7 +52,7 @@ class Grads(Mapping[str, Form]):
 
     def sink(self, p: Tensor) -> Sink:
         """Where the per-example gradients of a tracked tensor of this capture go."""
-        name = names_of(p)[0] if not isinstance(p, Shared) else ", ".join(p.reach)
+        name = ", ".join(p.reach) if isinstance(p, Shared) else _open[id(p)][1]
         forms = p.forms if isinstance(p, Shared) else self._forms.setdefault(name, [])
 
         def record(form: Form) -> None:

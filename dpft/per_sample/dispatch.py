@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dpft.errors import DpftError
 from dpft.per_sample.batches import mapped, tensors
-from dpft.per_sample.capture import Grads, Tracked, is_tracked, names_of
+from dpft.per_sample.capture import Grads, Tracked, is_tracked, names_of, owner
 from dpft.per_sample.memory import out_of_memory
 from dpft.per_sample.one_each import one_copy_each
 from dpft.per_sample.rules import (
@@ -39,6 +39,8 @@ def apply(func: Any, args: Any, kwargs: Any) -> Any:
     """Compute ``func``. Called with the tracked tensors' own dispatch switched off."""
     if not torch.is_grad_enabled():
         return func(*args, **kwargs)
+    if func in RULES and args and _on_examples(func, *args, *kwargs.values()):
+        return RULES[func](*args, **kwargs)
     found = tensors((args, kwargs))
     tracked = [t for t in found if is_tracked(t)]
     grads = grads_of(*tracked)
@@ -66,6 +68,22 @@ def apply(func: Any, args: Any, kwargs: Any) -> Any:
     if func is F.embedding and isinstance(args[1], Tracked):
         pull_back = of_rows(names_of(args[1])[0], args[0], args[1].shape[0])
     return _shared(out, grads, name, tracked, pull_back)
+
+
+def _on_examples(func: Any, x: Any, *others: Any) -> bool:
+    """Whether this is a layer's call on all examples, with parameters and no other tensor, as was seen before: what
+    ``apply`` would come to in three times the time."""
+    given = [p for p in others if isinstance(p, Tensor)]
+    found = [f for p in given if type(p) is Tracked and (f := owner(p))]
+    if type(x) is not Tensor or not found or len(found) < len(given):
+        return False
+    grads = found[0][0]
+    if grads.uses is None or grads.uses.learning:
+        return False
+    place = (function_name(func), *(name for _, name in found), f"0:{x.dim()}")
+    if grads.uses.foreign(place) or not _holds_examples(grads, place, x):
+        return False
+    return x.shape[0] == grads.examples
 
 
 def _direct(func: Any, args: Any, kwargs: Any) -> Any:

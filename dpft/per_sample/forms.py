@@ -102,19 +102,25 @@ class Dense(Form):
     def numel(self) -> int:
         return self.g.numel()
 
+    def flat(self) -> Tensor:
+        """[B, coordinates], float32 or wider."""
+        return wide(self.g).reshape(self.batch, _size(self.g))
+
     def sq_norm(self) -> Tensor:
-        flat = wide(self.g).reshape(self.batch, _size(self.g))
-        norm: Tensor = torch.linalg.vector_norm(flat, dim=1)
+        norm: Tensor = torch.linalg.vector_norm(self.flat(), dim=1)
         return norm.double().square()  # squares of float32 over- and underflow
 
     def summed(self, c: Tensor) -> Dense:
-        flat = wide(self.g).reshape(self.batch, _size(self.g))
+        flat = self.flat()
         return Dense((c.to(flat.dtype) @ flat).view(1, *self.g.shape[1:]))
 
     def add_to(self, total: Tensor) -> None:
         """Add the gradient of the one example to a contiguous tensor of the parameter's shape.
 
         In pieces: adding float32 to float64 makes a copy of the former first, in float64."""
+        if self.numel <= _PIECE:
+            total.add_(self.g[0])
+            return
         pieces = torch.split(self.g.reshape(-1), _PIECE)
         for into, piece in zip(torch.split(total.view(-1), _PIECE), pieces, strict=True):
             into.add_(piece)

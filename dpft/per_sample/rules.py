@@ -67,7 +67,7 @@ def _plain(x: Tensor, name: str) -> Tensor:
     return x
 
 
-def _sinks(name: str, *params: Tensor | None) -> tuple[Sink | None, ...]:
+def sinks(name: str, *params: Tensor | None) -> tuple[Sink | None, ...]:
     """Where the gradients of a layer's own tensors go. One that is not tracked must carry no gradient: a rule
     gives none to it."""
     for p in params:
@@ -76,7 +76,7 @@ def _sinks(name: str, *params: Tensor | None) -> tuple[Sink | None, ...]:
     return tuple(_sink(p) for p in params)
 
 
-def _product(x: Tensor, name: str) -> Tensor:
+def product_input(x: Tensor, name: str) -> Tensor:
     """The input of a matrix product, in the dtype that autocast would give it (it leaves float64 alone)."""
     x = _plain(x, name)
     on = torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64
@@ -85,10 +85,10 @@ def _product(x: Tensor, name: str) -> Tensor:
 
 @rule(F.linear)
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    x = _product(input, "linear")
+    x = product_input(input, "linear")
     if x.dim() < 2:
         raise no_rule("linear (without a batch axis)", (weight, bias), {})
-    out: Tensor = LinearFn.apply(x, weight, bias, False, *_sinks("linear", weight, bias))  # type: ignore[no-untyped-call]
+    out: Tensor = LinearFn.apply(x, weight, bias, False, *sinks("linear", weight, bias))  # type: ignore[no-untyped-call]
     return out
 
 
@@ -96,13 +96,13 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def conv1d(input: Tensor, mat1: Tensor, mat2: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
     """GPT-2's Conv1D: ``addmm(bias [O], x [B*T, I], weight [I, O])``. It flattens the batch, so the number
     of examples must be known; that the rows are example by example is what the preflight proves."""
-    x = _product(mat1, "addmm")
+    x = product_input(mat1, "addmm")
     B = grads_of(input, mat2).examples
     if B is None or input.dim() != 1 or (beta, alpha) != (1, 1) or (B and x.shape[0] % B):
         raise no_rule("addmm (other than Conv1D's, on a known number of examples)", (input, mat2), {})
     T = x.shape[0] // B if B else 0
     x = x.reshape(B, T, x.shape[1])
-    out: Tensor = LinearFn.apply(x, mat2, input, True, *_sinks("addmm", mat2, input))  # type: ignore[no-untyped-call]
+    out: Tensor = LinearFn.apply(x, mat2, input, True, *sinks("addmm", mat2, input))  # type: ignore[no-untyped-call]
     return out.reshape(B * T, mat2.shape[1])
 
 
@@ -112,7 +112,7 @@ def matmul(input: Tensor, other: Tensor) -> Tensor:
     if is_tracked(input) or other.dim() != 2 or input.dim() < 2:
         other_way: Tensor = _without(torch.matmul, "matmul (other than activation @ matrix)", input, other)
         return other_way
-    out: Tensor = LinearFn.apply(_product(input, "matmul"), other, None, True, _sink(other), None)  # type: ignore[no-untyped-call]
+    out: Tensor = LinearFn.apply(product_input(input, "matmul"), other, None, True, _sink(other), None)  # type: ignore[no-untyped-call]
     return out
 
 
@@ -130,8 +130,8 @@ def conv2d(
     if groups != 1 or isinstance(padding, str) or input.dim() != 4:
         raise no_rule("conv2d (with groups, padding by name, or without a batch axis)", (weight, bias), {})
     geometry = {"stride": stride, "padding": padding, "dilation": dilation}
-    x = _product(input, "conv2d")
-    out: Tensor = Conv2dFn.apply(x, weight, bias, geometry, *_sinks("conv2d", weight, bias))  # type: ignore[no-untyped-call]
+    x = product_input(input, "conv2d")
+    out: Tensor = Conv2dFn.apply(x, weight, bias, geometry, *sinks("conv2d", weight, bias))  # type: ignore[no-untyped-call]
     return out
 
 
@@ -162,8 +162,8 @@ def layer_norm(
     x = _plain(input, "layer_norm")
     if x.dim() <= len(normalized_shape):
         raise no_rule("a layer without a batch axis", (weight, bias), {})
-    sinks = _sinks("layer_norm", weight, bias)
-    out: Tensor = LayerNormFn.apply(x, normalized_shape, weight, bias, eps, *sinks)  # type: ignore[no-untyped-call]
+    into = sinks("layer_norm", weight, bias)
+    out: Tensor = LayerNormFn.apply(x, normalized_shape, weight, bias, eps, *into)  # type: ignore[no-untyped-call]
     return out
 
 

@@ -31,7 +31,7 @@ def weight(m: PHM) -> Tensor:
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize(("n", "inputs", "outputs"), [(1, 5, 3), (2, 4, 6), (4, 12, 8), (4, 8, 4)])
+@pytest.mark.parametrize(("n", "inputs", "outputs"), [(1, 5, 3), (2, 4, 6), (4, 12, 8), (4, 8, 4), (10, 20, 10)])
 @pytest.mark.parametrize("leading", [(3,), (3, 5), (3, 2, 5), (0, 5), (3, 0)], ids=str)
 def test_equals_the_product_with_the_explicit_kronecker_sum(
     leading: tuple[int, ...], n: int, inputs: int, outputs: int, bias: bool
@@ -43,13 +43,46 @@ def test_equals_the_product_with_the_explicit_kronecker_sum(
 
 
 @pytest.mark.parametrize("shape", [(3, 8), (3, 5, 8), (3, 2, 2, 8), (1, 8), (0, 8), (0, 5, 8)], ids=str)
-def test_gradients_equal_one_example_at_a_time(shape: tuple[int, ...], agree: Callable[..., Any]) -> None:
+@pytest.mark.parametrize("n", [4, 10])
+def test_gradients_equal_one_example_at_a_time(shape: tuple[int, ...], n: int, agree: Callable[..., Any]) -> None:
     """A6: and they are dense tensors of the parameters' own small shapes."""
-    m = layer(4, 8, 12)
-    grads = agree(m, lambda m, x: m(x).sin().flatten(1).sum(dim=1), torch.randn(shape, dtype=WIDE))
+    m = layer(n, 2 * n, 3 * n)
+    grads = agree(m, lambda m, x: m(x).sin().flatten(1).sum(dim=1), torch.randn(*shape[:-1], 2 * n, dtype=WIDE))
     assert {name: form.numel for name, form in grads.items()} == {
         name: shape[0] * p.numel() for name, p in m.named_parameters()
     }
+
+
+@pytest.mark.parametrize("frozen", ["rule", "s", "t", "bias"])
+def test_a_frozen_factor_takes_nothing_from_the_others(frozen: str, agree: Callable[..., Any]) -> None:
+    m = layer(4, 8, 12)
+    getattr(m, frozen).requires_grad_(False)
+    grads = agree(m, lambda m, x: m(x).sin().flatten(1).sum(dim=1), torch.randn(3, 5, 8, dtype=WIDE))
+    assert set(grads) == {"rule", "s", "t", "bias"} - {frozen}
+
+
+def test_a_layer_keeps_its_input_and_nothing_else_of_a_tokens_size() -> None:
+    m, x = layer(4, 32, 48), torch.randn(3, 50, 32, dtype=WIDE)
+    kept: dict[int, int] = {}
+    with (
+        capture(m, examples=3),
+        torch.autograd.graph.saved_tensors_hooks(lambda t: kept.update({t.data_ptr(): t.numel()}) or t, lambda t: t),
+    ):
+        m(x.requires_grad_()).sum(dim=(1, 2)).sum().backward()
+    assert sum(kept.values()) <= x.numel() + sum(p.numel() for p in m.parameters())
+
+
+def test_bfloat16_products_leave_gradients_exact_to_their_digits() -> None:
+    """Under autocast forward products are in bfloat16, and those that make gradients in float32."""
+    m, x = layer(4, 32, 48), torch.randn(3, 50, 32, dtype=WIDE)
+    found = {}
+    for dtype in (WIDE, torch.float32):
+        m.to(dtype)
+        with capture(m, examples=3) as grads, torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.float32):
+            m(x.to(dtype)).double().square().sum().backward()
+        found[dtype] = {name: form.dense().double() for name, form in grads.items()}
+    for name, truth in found[WIDE].items():
+        assert (found[torch.float32][name] - truth).norm() < 0.01 * truth.norm()
 
 
 def two_adapters(seed: int = 0, **fields: Any) -> nn.Module:
