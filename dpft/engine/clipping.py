@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -31,7 +31,7 @@ def clip_factors(sq_norm: Tensor, bound: float, clipping: Clipping = "flat") -> 
 
 
 @full_precision()
-def total_sq_norm(forms: Mapping[K, Form]) -> Tensor:
+def total_sq_norm(forms: Mapping[Any, Form]) -> Tensor:
     """Squared norm of each example's gradient over *all* parameters, [B] float64: one flat norm."""
     return torch.stack([form.sq_norm() for form in forms.values()]).sum(dim=0)
 

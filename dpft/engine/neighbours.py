@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 
 import torch
 
+from dpft.errors import PrivacyError
 from dpft.per_sample import Dense, Form
 
 Names = tuple[str, ...]  # of parameters that follow one another
@@ -18,8 +19,16 @@ _SMALL, _ENOUGH = 2**16, 2**20  # numbers of all examples: of one gradient that 
 
 def joined(forms: dict[str, Form], order: Iterable[str]) -> dict[Names, Form]:
     """The forms by the names that each is for: those of the parameters in ``order``, small dense ones of neighbours as
-    one [B, n]. ``forms`` is emptied: the memory of each goes as it is copied."""
-    return {tuple(run): _one(list(run.values())) for run in _runs(forms, order)}
+    one [B, n]. ``forms`` is emptied: the memory of each goes as it is copied.
+
+    Raises :class:`PrivacyError` for a form of a parameter that is not in ``order``: it would be in no norm and sum."""
+    found = {tuple(run): _one(list(run.values())) for run in _runs(forms, order)}
+    if forms:
+        raise PrivacyError(
+            f"Expected gradients of the engine's parameters alone, found some of {', '.join(forms)}: build the engine "
+            "after the last change to the model."
+        )
+    return found
 
 
 def _runs(forms: dict[str, Form], order: Iterable[str]) -> Iterator[dict[str, Form]]:

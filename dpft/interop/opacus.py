@@ -1,7 +1,7 @@
 """dpft's layers under Opacus: ``import dpft.interop.opacus`` registers how their per-example gradients are computed.
 
     IA3Linear   dl_b = sum_t g_t * a_t                  a: what the vector scales
-    PHM         one product of factors a parameter      see peft/phm.py
+    PHM         one product of factors a parameter      see peft/kronecker.py
 
 These hold parameters of their own. Everything else that a method trains is a stock layer: Linear, LayerNorm and
 Embedding have Opacus' own samplers; GPT-2's Conv1D and Llama's RMSNorm go through its functorch, exactly and slowly. A
@@ -39,6 +39,7 @@ from torch import Tensor, nn
 
 from dpft.interop.opacus_guard import check, install
 from dpft.peft.ia3 import IA3Linear
+from dpft.peft.kronecker import factor_forms
 from dpft.peft.phm import PHM
 
 __all__ = ["SAMPLERS", "check", "register"]
@@ -62,23 +63,11 @@ def ia3_samples(layer: IA3Linear, activations: list[Tensor], backprops: Tensor) 
 
 def phm_samples(layer: PHM, activations: list[Tensor], backprops: Tensor) -> Samples:
     """The rule [n,n,n], s [n, I/n], t [n, O/n] and the bias [O], each with the examples in front."""
-    x, g = _by_token(activations[0]).to(backprops.dtype), _by_token(backprops)  # [B, T, I], [B, T, O]
-    n = layer.n
-    X, G = (z.reshape(*z.shape[:2], n, z.shape[2] // n) for z in (x, g))  # [B, T, n (a), I/n], [B, T, n (c), O/n]
     with torch.no_grad():
-        rule, s, t = (p.to(g.dtype) for p in (layer.rule, layer.s, layer.t))
-        u = X @ s.T  # [B, T, n (a), n (i)]
-        v = torch.einsum("btai,iac->btci", u, rule)
-        dv = G @ t.T
-        du = torch.einsum("btci,iac->btai", dv, rule)
-        samples = {
-            layer.rule: torch.einsum("btai,btci->biac", u, dv),
-            layer.s: torch.einsum("btai,btar->bir", du, X),
-            layer.t: torch.einsum("btci,btco->bio", v, G),
-        }
-    if layer.bias is not None:
-        samples[layer.bias] = g.sum(dim=1)
-    return {p: sample for p, sample in samples.items() if p.requires_grad}
+        x, g = _by_token(activations[0]), _by_token(backprops)
+        forms, _ = factor_forms(x, g, layer.rule, layer.s, layer.t)
+        found = zip((layer.rule, layer.s, layer.t, layer.bias), forms, strict=True)
+        return {p: form.dense().to(g.dtype) for p, form in found if p is not None and p.requires_grad}
 
 
 SAMPLERS: dict[type[nn.Module], Callable[[Any, list[Tensor], Tensor], Samples]] = {

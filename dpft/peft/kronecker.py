@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.overrides import handle_torch_function, has_torch_function
 
-from dpft.per_sample.forms import Dense, Outer
+from dpft.per_sample.forms import Dense, Form, Outer
 from dpft.per_sample.functions import Sink, by_token
 from dpft.per_sample.precision import wide
 from dpft.per_sample.rules import no_rule, product_input, rule, sinks
@@ -29,14 +29,10 @@ def kronecker_linear(x: Tensor, A: Tensor, s: Tensor, t: Tensor, bias: Tensor | 
     if has_torch_function((x, A, s, t, bias)):
         out: Tensor = handle_torch_function(kronecker_linear, (x, A, s, t, bias), x, A, s, t, bias)
         return out
-    y: Tensor = _product(x, spread(A), s, t).view(*x.shape[:-1], t.numel())
-    return y if bias is None else y + bias.to(y.dtype)  # as a Linear's, under autocast in half precision
-
-
-def _product(x: Tensor, S: Tensor, s: Tensor, t: Tensor) -> Tensor:  # -> [tokens * n, O/n]
     n = len(s)
     u = (x.reshape(-1, s.shape[1]) @ s.T).view(-1, n * n)
-    return across(u, S).view(-1, n) @ t
+    y: Tensor = (across(u, spread(A)).view(-1, n) @ t).view(*x.shape[:-1], t.numel())
+    return y if bias is None else y + bias.to(y.dtype)  # as a Linear's, under autocast in half precision
 
 
 def spread(A: Tensor) -> Tensor:
@@ -65,9 +61,28 @@ def pairs(u: Tensor, dv: Tensor, n: int) -> Tensor:  # [B, T, n^2] twice -> [B,n
     return (u.mT @ dv).view(-1, n, n, n, n).diagonal(dim1=2, dim2=4).movedim(3, 1).contiguous()
 
 
+def factor_forms(x: Tensor, g: Tensor, A: Tensor, s: Tensor, t: Tensor) -> tuple[list[Form], Tensor]:
+    """Per-example gradients of A, s, t and the bias, and the gradient of x [B, T, I], from x and that of y, [B, T, O].
+
+    With G the gradient of Y, dv = G t^T and du as v from u, by A^T: dA_b[i] = sum over tokens of u_i dv_i^T, ds_b of
+    du^T X, dt_b of v^T G, the bias's of g. In float32 or wider."""
+    g = wide(g)
+    S, s, t = (p.to(g.dtype) for p in (spread(A), s, t))
+    n, (B, T) = len(s), g.shape[:2]
+    X, G = x.to(g.dtype).reshape(B * T * n, s.shape[1]), g.reshape(B * T * n, t.shape[1])
+    u, dv = (X @ s.T).view(B * T, n * n), (G @ t.T).view(B * T, n * n)
+    du, v = across(dv, S.mT), across(u, S)
+    forms: list[Form] = [
+        Dense(pairs(u.view(B, T, n * n), dv.view(B, T, n * n), n)),
+        Outer(du.view(B, T * n, n), X.view(B, T * n, s.shape[1])).smaller(),
+        Outer(v.view(B, T * n, n), G.view(B, T * n, t.shape[1])).smaller(),
+        Dense(g.sum(dim=1)),
+    ]
+    return forms, (du.view(-1, n) @ s).view(B, T, s.numel())
+
+
 class KroneckerFn(torch.autograd.Function):
-    """With G the gradient of Y, dv = G t^T and du as v from u, by A^T. Rules: dA_b[i] = sum over tokens of u_i dv_i^T,
-    ds_b of du^T X, dt_b of v^T G, db_b of g. Keeps x alone; u and v, n^2 numbers a token, are made again."""
+    """Rules: :func:`factor_forms`. Keeps x alone; u and v, n^2 numbers a token, are made again."""
 
     @staticmethod
     def forward(
@@ -82,23 +97,11 @@ class KroneckerFn(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, A, s, t = ctx.saved_tensors  # under checkpointing this runs the forward pass again, with its rules
         with torch._C.DisableTorchFunctionSubclass():
-            into_A, into_s, into_t, into_bias = ctx.into
-            n, dtype, g = len(s), x.dtype, wide(by_token(g))
-            S, s, t = (p.to(g.dtype) for p in (spread(A), s, t))
-            B, T = g.shape[:2]
-            X, G = x.to(g.dtype).reshape(B * T * n, s.shape[1]), g.reshape(B * T * n, t.shape[1])
-            u, dv = (X @ s.T).view(B * T, n * n), (G @ t.T).view(B * T, n * n)
-            du = across(dv, S.mT)
-            if into_A is not None:
-                into_A(Dense(pairs(u.view(B, T, n * n), dv.view(B, T, n * n), n)))
-            if into_s is not None:
-                into_s(Outer(du.view(B, T * n, n), X.view(B, T * n, s.shape[1])).smaller())
-            if into_t is not None:
-                into_t(Outer(across(u, S).view(B, T * n, n), G.view(B, T * n, t.shape[1])).smaller())
-            if into_bias is not None:
-                into_bias(Dense(g.sum(dim=1)))
-            dx = (du.view(-1, n) @ s).view(x.shape).to(dtype) if ctx.needs_input_grad[0] else None
-        return dx, None, None, None, None, None
+            forms, dx = factor_forms(by_token(x), by_token(g), A, s, t)
+            for into, form in zip(ctx.into, forms, strict=True):
+                if into is not None:
+                    into(form)
+            return dx.view(x.shape).to(x.dtype), None, None, None, None, None
 
 
 @rule(kronecker_linear)

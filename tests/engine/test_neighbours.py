@@ -14,6 +14,7 @@ from dpft.engine import neighbours
 from dpft.engine.accumulate import Accumulator
 from dpft.engine.clipping import clipped_sum
 from dpft.engine.neighbours import joined
+from dpft.errors import PrivacyError
 from dpft.per_sample import Dense, Form, Outer
 
 KINDS = ("small", "small", "scalar", "large", "outer", "bfloat16", "missing")
@@ -84,3 +85,9 @@ def test_an_example_that_is_not_finite_counts_as_zero_in_all_of_them() -> None:
     forms: dict[str, Form] = {"a": Dense(torch.ones(2, 2)), "b": Dense(g)}
     sums, _ = clipped_sum(joined(forms, ["a", "b"]), 100.0)
     assert [part.dense().tolist() for part in sums.values()] == [[[1.0] * 5]]
+
+
+def test_a_gradient_of_no_known_parameter_raises() -> None:
+    """It would be in no norm and in no sum, and nobody would know."""
+    with pytest.raises(PrivacyError, match="found some of b"):
+        joined({"a": Dense(torch.ones(B, 2)), "b": Dense(torch.ones(B, 2))}, ["a"])
